@@ -1,0 +1,290 @@
+"""All rows of a recipe, tokenised, verified, counted and kept on disk under the fingerprint of everything they depend on.
+
+``prepare`` is the one entry: recipe + tokenizer -> training rows, held-out rows, and a report of what was left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sft.data import sources as source_files
+from sft.data.collate import Row
+from sft.data.conversation import Conversation, Drop, Drops
+from sft.data.overflow import fit
+from sft.data.tokenize import RowEncoder, Tokenized, fingerprint
+from sft.errors import DataError
+from sft.recipe import DataSection, Recipe, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Bump when the bytes that preparation writes would change for the same inputs.
+CODE_VERSION = 1
+_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class RowStore:
+    """Tokenised rows in flat arrays, memory-mapped when they come from disk.
+
+    Attributes:
+        ids: int32 ``[tokens]``, rows one behind the other.
+        mask: bool ``[tokens]``.
+        offsets: int64 ``[rows + 1]``.
+        source_of: int32 ``[rows]``, index into ``labels``.
+        labels: source labels.
+        names: row ids.
+    """
+
+    ids: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.bool_]
+    offsets: npt.NDArray[np.int64]
+    source_of: npt.NDArray[np.int32]
+    labels: tuple[str, ...]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, index: int) -> Row:
+        """``(ids [T], mask [T])`` of one row; views, not copies."""
+        begin, end = self.offsets[index], self.offsets[index + 1]
+        return self.ids[begin:end], self.mask[begin:end]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    @property
+    def trained(self) -> npt.NDArray[np.int64]:
+        """Learnt tokens of each row."""
+        sums = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
+        return sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+
+    def select(self, rows: npt.NDArray[np.int64]) -> RowStore:
+        """A store of some rows, in the given order."""
+        parts = [self.row(int(r)) for r in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(p[0]) for p in parts])]).astype(np.int64)
+        ids = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, np.int32)
+        mask = np.concatenate([p[1] for p in parts]) if parts else np.zeros(0, np.bool_)
+        names = [self.names[int(r)] for r in rows]
+        return RowStore(ids, mask, offsets, self.source_of[rows], self.labels, names)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for name in ("ids", "mask", "offsets", "source_of"):
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        (folder / "names.json").write_text(json.dumps({"labels": self.labels, "names": list(self.names)}), encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> RowStore:
+        arrays = [
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("ids", "mask", "offsets", "source_of")
+        ]
+        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+        return RowStore(arrays[0], arrays[1], arrays[2], arrays[3], tuple(names["labels"]), names["names"])
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        train: training rows.
+        holdout: held-out rows; may be empty.
+        report: counts and examples of drops, rows read, fingerprints; goes into run.json.
+        key: fingerprint of all inputs; names the cache folder and guards resumption.
+        cached: whether the rows came from the cache.
+    """
+
+    train: RowStore
+    holdout: RowStore
+    report: dict[str, Any]
+    key: str
+    cached: bool
+
+
+def data_key(recipe: Recipe, encoder: RowEncoder, tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str, Any]]:
+    """Fingerprint of everything that the rows depend on: file bytes, tokenizer, template, data options, code version."""
+    data = recipe.data.model_dump(mode="json", exclude={"cache_dir"})
+    parts: dict[str, Any] = {
+        "code": CODE_VERSION,
+        "tokenizer": fingerprint(tokenizer),
+        "template": encoder.template.fingerprint,
+        "bos": encoder.renderer.tokens.bos,
+        "train_on": recipe.template.train_on,
+        "data": data,
+        "seed": recipe.train.seed,
+        "files": [source_files.fingerprint(s) for s in (*recipe.data.sources, *recipe.data.holdout_sources)],
+    }
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32], parts
+
+
+def cache_root(data: DataSection) -> Path:
+    """Folder of prepared data."""
+    return Path(data.cache_dir or os.environ.get("VICUGNA_CACHE") or Path.home() / ".cache" / "vicugna")
+
+
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEncoder, *, progress: bool = True) -> Prepared:
+    """Read, tokenise, verify and split off the held-out rows, or load all that from the cache.
+
+    Raises:
+        DataError: unreadable sources, too many unusable rows, or nothing left.
+    """
+    key, parts = data_key(recipe, encoder, tokenizer)
+    folder = cache_root(recipe.data) / key
+    if (folder / "report.json").is_file():
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return Prepared(RowStore.load(folder / "train"), RowStore.load(folder / "holdout"), report, key, True)
+    train, train_marks, drops, rows_in = _encode_sources(recipe.data.sources, recipe.data, encoder, progress)
+    _check_drops(drops, rows_in, recipe.data)
+    extra_drops = Drops()
+    if recipe.data.holdout_sources:
+        holdout, _, extra_drops, extra_in = _encode_sources(recipe.data.holdout_sources, recipe.data, encoder, progress)
+        _check_drops(extra_drops, extra_in, recipe.data)
+    else:
+        held = choose_holdout(train_marks, recipe.data.holdout, recipe.train.seed)
+        holdout, train = train.select(np.flatnonzero(held)), train.select(np.flatnonzero(~held))
+    if len(train) == 0:
+        raise DataError(f"no rows are left to train on: {rows_in} read, {drops.total} dropped ({_reasons(drops)})")
+    report = {
+        "rows_in": rows_in,
+        "train_rows": len(train),
+        "holdout_rows": len(holdout),
+        "train_tokens": int(train.offsets[-1]),
+        "trained_tokens": int(train.trained.sum()),
+        "drops": drops.to_json(),
+        "holdout_drops": extra_drops.to_json(),
+        "inputs": parts,
+    }
+    _write_cache(folder, train, holdout, report)
+    return Prepared(train, holdout, report, key, False)
+
+
+def _write_cache(folder: Path, train: RowStore, holdout: RowStore, report: dict[str, Any]) -> None:
+    """Write beside the final place and rename: a killed run leaves no half-written cache, and two runs cannot mix."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        train.save(partial / "train")
+        holdout.save(partial / "holdout")
+        (partial / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        # Two processes may have prepared the same data at once: either copy is right, the first one stays.
+        with contextlib.suppress(OSError):
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def iterate_sources(sources: Sequence[Source], drops: Drops, progress: bool) -> Iterator[tuple[int, Conversation]]:
+    """``(source index, conversation)`` of every source in order, with a progress bar over rows."""
+    from tqdm import tqdm
+
+    with tqdm(desc="reading and tokenising", unit=" rows", disable=not progress, leave=False) as bar:
+        for index, source in enumerate(sources):
+            for conversation, _ in source_files.read_source(source, drops):
+                bar.update()
+                yield index, conversation
+
+
+def _batched(items: Iterable[tuple[int, Conversation]], size: int) -> Iterator[list[tuple[int, Conversation]]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _encode_sources(
+    sources: Sequence[Source], data: DataSection, encoder: RowEncoder, progress: bool
+) -> tuple[RowStore, npt.NDArray[np.uint64], Drops, int]:
+    """Rows of some sources, a content mark per row (equal for equal conversations), the drops, and the rows read."""
+    read, drops = Drops(), Drops()
+    rows: list[Tokenized] = []
+    marks: list[int] = []
+    source_of: list[int] = []
+    seen = 0
+    for batch in _batched(iterate_sources(sources, read, progress), _BATCH):
+        seen += len(batch)
+        encoded = encoder.encode([conversation for _, conversation in batch])
+        for (source, conversation), row in zip(batch, encoded, strict=True):
+            if isinstance(row, Drop):
+                drops.add(row)
+                continue
+            for part in fit(row, conversation, encoder, data.max_length, data.overflow, drops):
+                rows.append(part)
+                source_of.append(source)
+                marks.append(int(conversation.fingerprint()[:16], 16))
+    offsets = np.concatenate([[0], np.cumsum([len(r.ids) for r in rows])]).astype(np.int64)
+    store = RowStore(
+        np.concatenate([r.ids for r in rows]) if rows else np.zeros(0, np.int32),
+        np.concatenate([r.mask for r in rows]) if rows else np.zeros(0, np.bool_),
+        offsets,
+        np.asarray(source_of, dtype=np.int32),
+        tuple(source.label for source in sources),
+        [r.id for r in rows],
+    )
+    rows_in = seen + read.total
+    return store, np.asarray(marks, dtype=np.uint64), read.merged(drops), rows_in
+
+
+def _reasons(drops: Drops) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in drops.counts.most_common()) or "none"
+
+
+def _check_drops(drops: Drops, rows_in: int, data: DataSection) -> None:
+    """Refuse to go on if too many rows were unusable. Rows that ``overflow: drop`` leaves out were asked for."""
+    if rows_in == 0:
+        raise DataError("the data sources hold no rows")
+    unusable = drops.total - (drops.counts["too_long"] if data.overflow == "drop" else 0)
+    if unusable <= data.max_drop_share * rows_in:
+        return
+    lines = [
+        f"{unusable} of {rows_in} rows ({unusable / rows_in:.1%}) cannot be used; data.max_drop_share allows {data.max_drop_share:.1%}."
+    ]
+    for reason, examples in sorted(drops.examples.items()):
+        lines.append(f"  {reason}: {drops.counts[reason]}, such as {examples[0].id}: {examples[0].detail}")
+    lines.append("Mend the rows, or raise data.max_drop_share.")
+    raise DataError("\n".join(lines))
+
+
+def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int) -> npt.NDArray[np.bool_]:
+    """Pick held-out rows by content: equal conversations, and all parts of a split one, fall on the same side.
+
+    Args:
+        marks: content mark of each row.
+        wanted: rows, or a share of them below 1. At least this many are taken (a group of equal rows is not divided).
+        seed: of the recipe.
+
+    Raises:
+        DataError: more held-out rows than rows.
+    """
+    count = round(wanted * len(marks)) if isinstance(wanted, float) else wanted
+    held = np.zeros(len(marks), dtype=np.bool_)
+    if count == 0:
+        return held
+    if count >= len(marks):
+        raise DataError(f"data.holdout asks for {count} rows, there are only {len(marks)}")
+    unique, inverse, sizes = np.unique(marks, return_inverse=True, return_counts=True)
+    ranked = sorted(range(len(unique)), key=lambda i: hashlib.sha256(f"{seed}:{unique[i]}".encode()).digest())
+    taken = 0
+    for group in ranked:
+        held |= inverse == group
+        taken += int(sizes[group])
+        if taken >= count:
+            break
+    return held

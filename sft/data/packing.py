@@ -1,0 +1,248 @@
+"""Which rows make which micro-batch, decided before the run and the same for every way of running it.
+
+::
+
+    epoch order     17 4 90 33 | 8 61 2 75 | ...          a seeded permutation; one group per optimiser step
+    step 0          [17 33] [90 4]                        A x ranks flat rows of nearly equal length
+                    rank 0  rank 1                        (A = micro-batches per step and rank, one number for the whole run)
+
+A flat row takes any set of rows, so nothing is binned and nothing moves from one step to another: step k holds exactly the rows
+that a padded run would draw, in the same order. Only the split of a step over micro-batches depends on memory and on the number of
+ranks, and the loss does not depend on the split (see sft.engine.loss).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sft.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+
+
+def epoch_order(weights: Sequence[float], source_of: npt.NDArray[np.integer], seed: int, epoch: int) -> IntArray:
+    """Row indices of one epoch, in draw order.
+
+    A source of weight w is seen floor(w) times, and a further share w - floor(w) of it is drawn so that successive epochs take
+    successive parts of one fixed shuffle: two epochs at weight 0.5 see every row once.
+
+    Args:
+        weights: per source.
+        source_of: source index of each row, ``[rows]``.
+        seed: of the recipe.
+        epoch: from 0.
+    """
+    parts: list[IntArray] = []
+    for source, weight in enumerate(weights):
+        rows = np.flatnonzero(source_of == source).astype(np.int64)
+        whole = math.floor(weight)
+        parts += [rows] * whole
+        share = weight - whole
+        if share > 1e-9 and len(rows):
+            fixed = np.random.Generator(np.random.PCG64([seed, 7, source])).permutation(rows)
+            begin, end = (round(share * (epoch + i) * len(rows)) for i in (0, 1))
+            parts.append(fixed[np.arange(begin, end) % len(rows)])
+    rows = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return np.random.Generator(np.random.PCG64([seed, 1, epoch])).permutation(rows)
+
+
+def split_evenly(lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Split items over bins so that the fullest bin is small: longest item first, always into the emptiest bin (Graham's LPT).
+
+    Returns:
+        ``bins`` lists of positions, fullest first, each in ascending order. Bins may be empty. Deterministic.
+    """
+    heap = [(0, b) for b in range(bins)]
+    members: list[list[int]] = [[] for _ in range(bins)]
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        load, b = heapq.heappop(heap)
+        members[b].append(position)
+        heapq.heappush(heap, (load + lengths[position], b))
+    loads = {b: load for load, b in heap}
+    return [sorted(members[b]) for b in sorted(range(bins), key=lambda b: (-loads[b], b))]
+
+
+def _fullest(lengths: Sequence[int], bins: int) -> int:
+    return max(sum(lengths[i] for i in part) for part in split_evenly(lengths, bins))
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """The whole run as steps of rows.
+
+    Attributes:
+        lengths: tokens of each row, ``[rows]``.
+        trained: learnt tokens of each row, ``[rows]``.
+        steps: row indices of each optimiser step, in draw order.
+        epoch_ends: number of steps after which each epoch ends.
+        accumulation: A, micro-batches per step and rank.
+        world: ranks.
+        capacity: most tokens of a micro-batch; for padded batches, of its rectangle.
+        padded: rectangles instead of flat rows.
+    """
+
+    lengths: IntArray
+    trained: IntArray
+    steps: list[IntArray]
+    epoch_ends: list[int]
+    accumulation: int
+    world: int
+    capacity: int
+    padded: bool = False
+    _split_cache: dict[int, list[list[int]]] = field(default_factory=dict, repr=False)
+
+    def micro_batch(self, step: int, micro: int, rank: int) -> IntArray:
+        """Row indices of one micro-batch, in draw order; empty if the step has fewer rows than micro-batches."""
+        rows = self.steps[step]
+        if step not in self._split_cache:
+            self._split_cache.clear()  # steps are read in order; one is enough
+            self._split_cache[step] = self._split(rows)
+        # Parts are sorted by load, so the ranks of one micro-step carry nearly the same number of tokens.
+        return rows[self._split_cache[step][micro * self.world + rank]]
+
+    def _split(self, rows: IntArray) -> list[list[int]]:
+        lengths = self.lengths[rows].tolist()
+        bins = self.accumulation * self.world
+        return split_rectangles(lengths, bins) if self.padded else split_evenly(lengths, bins)
+
+    def trained_tokens(self, step: int) -> int:
+        """Learnt tokens of a whole step, over all micro-batches and ranks: what its loss is divided by."""
+        return int(self.trained[self.steps[step]].sum())
+
+    def total_tokens(self, step: int) -> int:
+        """Tokens of a whole step."""
+        return int(self.lengths[self.steps[step]].sum())
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs completed after ``step`` steps."""
+        begin = 0
+        for epoch, end in enumerate(self.epoch_ends):
+            if step <= end:
+                return epoch + (step - begin) / (end - begin)
+            begin = end
+        return float(len(self.epoch_ends))
+
+    def most_documents(self) -> int:
+        """Most rows of any micro-batch: the fixed length of ``cu_seq_lens`` less one."""
+        return max(max(len(part) for part in self._split(rows)) for rows in self.steps)
+
+    def fill(self) -> float:
+        """Tokens over capacity x micro-batches x ranks x steps: how full the planned micro-batches are."""
+        tokens = sum(self.total_tokens(s) for s in range(len(self.steps)))
+        return tokens / (self.capacity * self.accumulation * self.world * len(self.steps))
+
+    def equation(self) -> str:
+        """The batch as an equation, for the screen."""
+        rows = len(self.steps[0])
+        each = rows / (self.accumulation * self.world)
+        return f"{rows} rows per step = {self.accumulation} micro-batches x {self.world} GPUs x {each:.1f} rows"
+
+
+def split_rectangles(lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Split rows over bins by length, so that padding is small: sorted by length, equal counts. Fullest rectangle first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    base, extra = divmod(len(order), bins)
+    parts, at = [], 0
+    for b in range(bins):
+        size = base + (1 if b >= bins - extra else 0)
+        parts.append(sorted(order[at : at + size]))
+        at += size
+    return parts
+
+
+def _needed(lengths: list[int], world: int, capacity: int, padded: bool, start: int) -> int:
+    """Smallest A >= start that holds one step."""
+    a = max(start, 1 if padded else math.ceil(sum(lengths) / (world * capacity)))
+    while True:
+        if padded:
+            parts = split_rectangles(lengths, a * world)
+            load = max(len(p) * max(lengths[i] for i in p) for p in parts if p)
+        else:
+            load = _fullest(lengths, a * world)
+        if load <= capacity:
+            return a
+        a += 1
+
+
+def group_steps(order: IntArray, lengths: IntArray, examples: int | None, tokens: int | None) -> list[IntArray]:
+    """Cut an epoch's order into optimiser steps.
+
+    Args:
+        order: row indices in draw order.
+        lengths: tokens of every row.
+        examples: rows per step; the last step of an epoch takes what is left, as the padded recipe does.
+        tokens: or: as many rows as fit into this many tokens, at least one.
+    """
+    if examples is not None:
+        return [order[i : i + examples] for i in range(0, len(order), examples)]
+    assert tokens is not None
+    out, begin, load = [], 0, 0
+    for i, row in enumerate(order.tolist()):
+        size = int(lengths[row])
+        if i > begin and load + size > tokens:
+            out.append(order[begin:i])
+            begin, load = i, 0
+        load += size
+    if begin < len(order):
+        out.append(order[begin:])
+    return out
+
+
+def plan_steps(
+    *,
+    lengths: IntArray,
+    trained: IntArray,
+    source_of: npt.NDArray[np.integer],
+    weights: Sequence[float],
+    seed: int,
+    epochs: float | None,
+    max_steps: int | None,
+    examples_per_step: int | None,
+    tokens_per_step: int | None,
+    tokens_per_device: int,
+    world: int = 1,
+    padded: bool = False,
+) -> StepPlan:
+    """Lay out every step of a run and fix the number of micro-batches per step.
+
+    Raises:
+        DataError: no rows, or a row longer than a micro-batch.
+    """
+    if len(lengths) == 0:
+        raise DataError("no rows are left to train on")
+    if int(lengths.max()) > tokens_per_device:
+        raise DataError(
+            f"a row of {int(lengths.max())} tokens does not fit train.tokens_per_device = {tokens_per_device}; "
+            "lower data.max_length or raise it"
+        )
+    steps: list[IntArray] = []
+    ends: list[int] = []
+    epoch = 0
+    while True:
+        groups = group_steps(epoch_order(weights, source_of, seed, epoch), lengths, examples_per_step, tokens_per_step)
+        if not groups:
+            raise DataError("the source weights leave no rows in an epoch; raise data.sources[].weight")
+        steps += groups
+        ends.append(len(steps))
+        epoch += 1
+        if epochs is not None and epoch >= epochs:
+            break
+        if max_steps is not None and len(steps) >= max_steps:
+            break
+    total = len(steps)
+    if epochs is not None:
+        last = ends[-1] - (ends[-2] if len(ends) > 1 else 0)
+        total = len(steps) - last + math.ceil(last * (epochs - (epoch - 1)) - 1e-9)
+    if max_steps is not None:
+        total = min(total, max_steps)
+    steps = steps[:total]
+    accumulation = 1
+    for rows in steps:
+        accumulation = _needed(lengths[rows].tolist(), world, tokens_per_device, padded, accumulation)
+    return StepPlan(lengths, trained, steps, ends, accumulation, world, tokens_per_device, padded)
