@@ -198,7 +198,7 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
             continue
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             document.faults.append(Fault("--set", name, f"the value {text!r} is not valid YAML"))
             continue
         walker = _Walker("--set")
@@ -221,13 +221,11 @@ def _assign(document: Document, key: Key, value: Any, name: str) -> None:
             document.faults.append(Fault("--set", name, f"there is no {dotted(key[: i + 1])} to set a value in"))
             return
     last = key[-1]
-    if (isinstance(last, str) and isinstance(target, dict)) or (
-        isinstance(last, int) and isinstance(target, list) and last < len(target)
-    ):
-        target[last] = value
-    else:
+    fits = isinstance(target, dict) if isinstance(last, str) else isinstance(target, list) and last < len(target)
+    if not fits:
         document.faults.append(Fault("--set", name, f"there is no {dotted(key)} to set"))
         return
+    target[last] = value
     for old in [k for k in document.where if k[: len(key)] == key]:
         del document.where[old]
     document.where[key] = "--set"

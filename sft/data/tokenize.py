@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sft.data.conversation import Conversation, Drop
+from sft.data.conversation import Conversation, Drop, Turn
 from sft.data.template import PRIVATE_FIRST, ChatTemplate, Rendered, Renderer, RenderRefused, SpecialTokens, with_bos_policy
 from sft.errors import TokenizerError
 
@@ -175,6 +175,29 @@ class RowEncoder:
     def ids_of(self, rendered: Rendered) -> list[int]:
         """Token ids of one rendered text (prompts, served requests)."""
         return list(self._backend.encode(self.encode_text(rendered)[0], add_special_tokens=False).ids)
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Token ids of the inference prompt: what stands before the next answer.
+
+        Raises:
+            RenderRefused: the template cannot write it.
+        """
+        return self.ids_of(self.renderer.prompt(conversation))
+
+    def stops(self) -> tuple[list[int], list[str]]:
+        """What ends an answer at inference: ids that stop generation, and strings for stops that are plain text.
+
+        Found from a rendered answer, so that it is what training taught, whatever the tokenizer's configuration says.
+        """
+        probe = Conversation("probe", (Turn("user", "a"), Turn("assistant", "b")), "probe")
+        rendered = self.renderer.render(probe)
+        end = rendered.spans[-1][1]
+        ids = [self._backend.token_to_id(self._names[rendered.text[a:b]]) for a, b in rendered.specials if b == end]
+        strings = [] if ids else [self.renderer.stop]
+        eos = self.renderer.tokens.eos
+        if eos in self._names:
+            ids.append(self._backend.token_to_id(self._names[eos]))
+        return list(dict.fromkeys(ids)), strings
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokenized | Drop]:
         """Encode and verify a batch, in order; a row that fails any check comes back as a drop."""

@@ -1,0 +1,104 @@
+"""``run.json``: what a run was made of. It explains a run later, and guards its resumption.
+
+A checkpoint may be resumed only by the same recipe, data, template and tokenizer; what may differ is where things are written, how
+often, and how the same steps are cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sft.config import dotted, flatten
+from sft.data.dataset import Prepared
+from sft.data.tokenize import RowEncoder, fingerprint
+from sft.errors import ResumeError
+from sft.recipe import Recipe
+
+_FREE = ("output.", "plan.", "data.cache_dir", "train.tokens_per_device", "train.tf32", "model.attention")
+_PACKAGES = ("vicugna", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "bitsandbytes", "flash-attn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def identity(recipe: Recipe, prepared: Prepared, encoder: RowEncoder, tokenizer: Any) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: recipe values by key, and fingerprints."""
+    values = {dotted(key): value for key, value in flatten(recipe.model_dump(mode="json"))}
+    return {
+        "recipe": {key: value for key, value in values.items() if not key.startswith(_FREE)},
+        "data": prepared.key,
+        "files": {
+            f"{entry.get('label')}:{name}": digest
+            for entry in prepared.report["inputs"]["files"]
+            for name, digest in _digests(entry)
+        },
+        "template": encoder.template.fingerprint,
+        "tokenizer": fingerprint(tokenizer),
+    }
+
+
+def _digests(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    files = entry.get("files")
+    if not files:
+        return [("hub", json.dumps(entry, sort_keys=True))]
+    return [(str(file.get("path") or file.get("name")), str(file.get("sha256"))) for file in files]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two identities, one line each: recipe keys with both values, then data, template, tokenizer."""
+    lines = []
+    keys = sorted(set(old["recipe"]) | set(new["recipe"]))
+    for key in keys:
+        before, after = old["recipe"].get(key, "(absent)"), new["recipe"].get(key, "(absent)")
+        if before != after:
+            lines.append(f"recipe: {key} was {before!r}, is {after!r}")
+    for name in sorted(set(old["files"]) | set(new["files"])):
+        if old["files"].get(name) != new["files"].get(name):
+            lines.append(f"data: the bytes of {name} changed")
+    for name in ("template", "tokenizer"):
+        if old[name] != new[name]:
+            lines.append(f"{name}: another one (fingerprint {old[name][:12]} was used, {new[name][:12]} now)")
+    if not lines and old["data"] != new["data"]:
+        lines.append("data: prepared by another version of the code")
+    return lines
+
+
+def refuse_changes(checkpoint: Path, new: Mapping[str, Any]) -> None:
+    """Refuse to resume what is not the same run.
+
+    Raises:
+        ResumeError: no manifest in the checkpoint, or anything that changed, all of it listed.
+    """
+    path = checkpoint / "vicugna.json"
+    if not path.is_file():
+        raise ResumeError(f"{checkpoint}: no vicugna.json, so it cannot be known what this checkpoint was trained on")
+    changed = differences(json.loads(path.read_text(encoding="utf-8"))["identity"], new)
+    if changed:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise ResumeError(
+            f"{checkpoint}: this checkpoint belongs to another run:\n{listed}\nundo these changes, or start a new output.dir"
+        )
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write whole, sync, rename: a reader sees the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as handle:
+        json.dump(value, handle, ensure_ascii=False, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)

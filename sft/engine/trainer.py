@@ -1,0 +1,331 @@
+"""trl's SFTTrainer, fed finished batches. The only module that imports trl.
+
+trl keeps what it is good at (optimisers, schedules, mixed precision, DDP and FSDP through accelerate, checkpoints, trackers). What
+decides correctness is ours: which rows make a step, the loss, when a run must stop, and when a checkpoint counts as written.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+from trl import SFTConfig, SFTTrainer
+
+from sft.data.collate import Batch, flat_batch, padded_batch
+from sft.data.dataset import RowStore
+from sft.data.packing import StepPlan
+from sft.engine import checkpoints
+from sft.engine.loss import step_loss
+from sft.engine.manifest import write_json
+from sft.engine.metrics import FlopModel, MetricsFile
+from sft.errors import NonFiniteError, RunError
+from sft.model import adapters
+from sft.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class PlannedBatches(Dataset[Batch]):
+    """The micro-batches of a whole run in the order in which ranks take them: step, then micro-batch, then rank."""
+
+    def __init__(self, store: RowStore, plan: StepPlan, pad_id: int | None) -> None:
+        self.store, self.plan, self.pad_id = store, plan, pad_id
+        self.documents = plan.most_documents() if pad_id is None else None
+
+    def __len__(self) -> int:
+        return len(self.plan.steps) * self.plan.accumulation * self.plan.world
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        each = self.plan.accumulation * self.plan.world
+        step, rest = divmod(index, each)
+        micro, rank = divmod(rest, self.plan.world)
+        rows = [self.store.row(int(r)) for r in self.plan.micro_batch(step, micro, rank)]
+        tokens = self.plan.trained_tokens(step)
+        if self.pad_id is not None:
+            return padded_batch(rows, tokens, self.pad_id)
+        return flat_batch(rows, tokens, self.documents)
+
+
+@dataclass(slots=True)
+class Record:
+    """What the trainer writes besides weights.
+
+    Attributes:
+        metrics: the open record; None on ranks other than 0.
+        flops: FLOP model of a step.
+        rate: FLOP/s that utilisation refers to.
+        manifest: goes into every checkpoint as vicugna.json.
+        evaluate: called at the recipe's evaluation steps; returns what is recorded.
+        on_record: called with every record, for the screen.
+    """
+
+    metrics: MetricsFile | None
+    flops: FlopModel
+    rate: float
+    manifest: dict[str, Any]
+    evaluate: Callable[[int], dict[str, Any] | None]
+    on_record: Callable[[dict[str, Any]], None]
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+    last_step: int = 0
+
+
+def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> SFTConfig:
+    """Translate a recipe into the trainer's arguments; every value that matters is given, none is inherited."""
+    train, output, model = recipe.train, recipe.output, recipe.model
+    total = len(plan.steps)
+    warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil((train.warmup_ratio or 0.0) * total)
+    compute = model.compute_dtype or model.dtype
+    mixed = compute if compute != model.dtype or recipe.lora is not None else "float32"
+    schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+    on_gpu = device.type == "cuda"
+    optimizers = {"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch", "sgd": "sgd"}
+    options: dict[str, Any] = {}
+    if train.sharding == "fsdp":
+        options["fsdp"] = True
+        options["fsdp_config"] = {
+            "version": 2,
+            "reshard_after_forward": True,
+            "cpu_offload": train.cpu_offload,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "state_dict_type": "FULL_STATE_DICT",
+        }
+    return SFTConfig(
+        output_dir=output.dir,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=plan.accumulation,
+        max_steps=total,
+        num_train_epochs=1,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=schedules[train.schedule],
+        warmup_steps=warmup,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.beta1,
+        adam_beta2=train.beta2,
+        adam_epsilon=train.epsilon,
+        max_grad_norm=train.max_grad_norm,
+        optim=optimizers.get(train.optimizer, train.optimizer),
+        bf16=mixed == "bfloat16",
+        fp16=mixed == "float16",
+        tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        neftune_noise_alpha=train.neftune_alpha,
+        seed=train.seed,
+        data_seed=train.seed,
+        logging_steps=output.log_every,
+        logging_nan_inf_filter=False,  # a NaN stops the run; it is never replaced by an average
+        save_strategy="steps" if output.save_every else "no",
+        save_steps=output.save_every or 500,
+        report_to=list(output.report_to) or "none",
+        disable_tqdm=True,  # our own bar reads metrics.jsonl's records
+        remove_unused_columns=False,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+        average_tokens_across_devices=False,  # the step's token count is known before it starts
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **options,
+    )
+
+
+def _first(items: list[Batch]) -> Batch:
+    return items[0]
+
+
+class PlannedTrainer(SFTTrainer):
+    """An SFTTrainer whose steps, loss and checkpoints follow a :class:`~sft.data.packing.StepPlan`."""
+
+    # compute_loss divides by the tokens of the whole step, so the trainer must not divide by A again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, recipe: Recipe, store: RowStore, plan: StepPlan, record: Record, **kwargs: Any) -> None:
+        self.recipe, self.plan, self.record, self.store = recipe, plan, record, store
+        self._partial: Path | None = None
+        padded = recipe.train.batching == "padded"
+        tokenizer = kwargs["processing_class"]
+        dataset = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None)
+        super().__init__(train_dataset=dataset, data_collator=_first, **kwargs)
+        if recipe.lora is not None:
+            adapters.keep_float32(self.model)
+
+    def _send_telemetry(self) -> None:
+        """No telemetry, ever."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # the plan has shuffled already
+
+    # -- the step ---------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """Fetch the micro-batches of a step, timing the wait. Their token count travels with them."""
+        start = time.perf_counter()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.record.waited += time.perf_counter() - start
+        return batches, None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """This micro-batch's share of the step's loss, times the ranks (DDP and FSDP average gradients over them)."""
+        return step_loss(model, inputs) * self.accelerator.num_processes
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called with the gradients of a whole step, before the optimiser: the place to refuse what is not finite."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        values = torch.stack([torch.as_tensor(grad_norm).float().cpu(), self._tr_loss.float().cpu()])
+        scaled = self.accelerator.scaler is not None  # float16: an overflow skips the step and lowers the scale
+        if not math.isfinite(values[1]) or (not math.isfinite(values[0]) and not scaled):
+            self._stop_non_finite(float(values[1]), float(values[0]))
+        return grad_norm
+
+    def _stop_non_finite(self, loss: float, grad_norm: float) -> None:
+        step = self.state.global_step
+        rows = self.plan.steps[step]
+        folder = Path(self.args.output_dir) / f"nonfinite-step-{step + 1}"
+        if self.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            subset = self.store.select(rows)
+            np.savez(folder / "rows.npz", ids=subset.ids, mask=subset.mask, offsets=subset.offsets)
+            write_json(
+                folder / "rows.json", {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "rows": list(subset.names)}
+            )
+        names = ", ".join(self.store.names[int(r)] for r in rows[:8])
+        raise NonFiniteError(
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; no weight was changed by it. Its {len(rows)} rows "
+            f"({names}{', ...' if len(rows) > 8 else ''}) are in {folder}. Lower train.learning_rate, use bfloat16 instead of float16, "
+            "or look at these rows with sft preview"
+        )
+
+    # -- records ----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write one line of metrics.jsonl from the trainer's own figures and the plan."""
+        if "loss" in logs:
+            logs.update(self._speeds())
+        Trainer.log(self, logs, start_time)  # past trl's, whose averages need host syncs that we do not make
+        if "loss" not in logs:
+            return
+        record = {"step": self.state.global_step, **logs, "epoch": self.plan.epoch_at(self.state.global_step)}
+        if self.record.metrics is not None:
+            self.record.metrics.write(record)
+        self.record.on_record(record)
+
+    def _speeds(self) -> dict[str, float]:
+        now, step = time.perf_counter(), self.state.global_step
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize(self.args.device)
+            now = time.perf_counter()
+        done = range(self.record.last_step, step)
+        seconds = max(now - self.record.since, 1e-9)
+        tokens = sum(self.plan.total_tokens(s) for s in done)
+        trained = sum(self.plan.trained_tokens(s) for s in done)
+        flops = sum(self.record.flops.step(self.plan, s) for s in done)
+        out = {
+            "tokens_per_second": tokens / seconds,
+            "trained_tokens_per_second": trained / seconds,
+            "utilisation": flops / seconds / (self.record.rate * self.plan.world),
+            "data_wait": self.record.waited / seconds,
+            "seconds": seconds,
+            "memory_gib": _peak_memory(self.args.device),
+        }
+        self.restart_clock()
+        return out
+
+    def restart_clock(self) -> None:
+        """Leave evaluation and saving out of the speeds."""
+        self.record.since, self.record.waited, self.record.last_step = time.perf_counter(), 0.0, self.state.global_step
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, then evaluate if the recipe says so, then save; the epoch's end brings no second turn."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        every, step = self.recipe.output.eval_every, self.state.global_step
+        if every and step % every == 0 and step < len(self.plan.steps) and step != getattr(self, "_evaluated", None):
+            self._evaluated = step
+            self.evaluate_now()
+        self.restart_clock() if self.control.should_save else None
+
+    def evaluate_now(self) -> dict[str, Any] | None:
+        """Evaluate on the held-out rows and record the result."""
+        result = self.record.evaluate(self.state.global_step)
+        if result is not None:
+            record = {"step": self.state.global_step, "epoch": self.plan.epoch_at(self.state.global_step), "eval": result}
+            if self.record.metrics is not None:
+                self.record.metrics.write(record)
+            self.record.on_record(record)
+        self.restart_clock()
+        return result
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._partial or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place, check an adapter by re-opening it, then rename. A kill leaves the last one."""
+        run_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        self._partial = run_dir / f"{checkpoints.PARTIAL}{name}"
+        main = self.is_world_process_zero()
+        if main:
+            shutil.rmtree(self._partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            Trainer._save_checkpoint(self, model, trial)  # past trl's, which writes a model card for its own website
+            self.accelerator.wait_for_everyone()
+            if main:
+                written = self._partial / name
+                if self.recipe.lora is not None:
+                    adapters.verify_saved(written, adapters.adapter_state(self.accelerator.unwrap_model(self.model)))
+                write_json(written / "vicugna.json", self.record.manifest)
+                checkpoints.publish(written, run_dir / name)
+                shutil.rmtree(self._partial)
+                checkpoints.rotate(run_dir, self.recipe.output.keep_checkpoints)
+            self.accelerator.wait_for_everyone()
+        finally:
+            self._partial = None
+        self.restart_clock()
+
+    # -- start ------------------------------------------------------------------------------------------------
+
+    def check_sharding(self) -> None:
+        """Refuse to call a run FSDP that is not: on CPU the trainer quietly falls back to DDP.
+
+        Raises:
+            RunError: the recipe asks for FSDP and the parameters are not sharded.
+        """
+        if self.recipe.train.sharding != "fsdp":
+            return
+        from torch.distributed.tensor import DTensor
+
+        if not any(isinstance(p, DTensor) for p in self.model.parameters()):
+            raise RunError(
+                "train.sharding: fsdp, but the parameters were not sharded (one process, or no GPU); start with "
+                "torchrun --nproc-per-node N -m sft train RECIPE on GPUs, or set train.sharding: none"
+            )
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Peak memory in GiB: allocated on a GPU, resident of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

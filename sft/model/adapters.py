@@ -1,0 +1,123 @@
+"""LoRA adapters: attached by the recipe, saved, and re-opened to see that what was saved is what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sft.errors import ModelError, VerificationError
+from sft.recipe import LoraSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, checkpointing: bool) -> nn.Module:
+    """Freeze the base and put adapters on it.
+
+    Adapters are float32 whatever the base is: at 1e-4 a bfloat16 adapter loses most updates to rounding.
+
+    Args:
+        model: the base, possibly quantised.
+        section: the recipe's ``lora``.
+        new_rows: embedding rows that must be trained too.
+        checkpointing: whether activations will be recomputed (the input embeddings then need gradients).
+
+    Raises:
+        ModelError: unknown target modules, or new tokens that ``train_new_tokens: false`` would leave untrained.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if new_rows and not section.train_new_tokens:
+        raise ModelError(
+            f"the template adds {len(new_rows)} tokens whose embedding would stay untrained; "
+            "set lora.train_new_tokens: true or choose a template that needs no new tokens"
+        )
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    options: dict[str, Any] = {}
+    if new_rows:
+        names = _embedding_names(model)
+        options["trainable_token_indices"] = {name: list(new_rows) for name in (names[:1] if tied else names)}
+    targets = "all-linear" if section.targets == "all_linear" else list(section.targets)
+    _check_targets(model, section)
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=targets,
+        use_rslora=section.rslora,
+        use_dora=section.dora,
+        bias="none",
+        task_type="CAUSAL_LM",
+        **options,
+    )
+    adapted = get_peft_model(model, config)
+    keep_float32(adapted)
+    return adapted
+
+
+def keep_float32(model: nn.Module) -> None:
+    """Cast every trainable parameter to float32, in place. trl casts adapters on quantised bases to bfloat16; this undoes it."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def _embedding_names(model: PreTrainedModel) -> list[str]:
+    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    found = {id(module): name for name, module in model.named_modules()}
+    return [found[id(module)].rsplit(".", 1)[-1] for module in wanted if module is not None]
+
+
+def _check_targets(model: PreTrainedModel, section: LoraSection) -> None:
+    if section.targets == "all_linear":
+        return
+    leaves = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+    unknown = [target for target in section.targets if target not in leaves]
+    if unknown:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(f"lora.targets: this model has no module {unknown[0]!r}; its linear layers are {', '.join(linear)}")
+
+
+def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that belong into the adapter file, by the names they have there."""
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model))
+
+
+def verify_saved(folder: Path, live: Mapping[str, torch.Tensor]) -> int:
+    """Re-open ``adapter_model.safetensors`` and compare it with the live adapter key by key.
+
+    An adapter file of 443 bytes is this field's best-known lost training run.
+
+    Returns:
+        The number of tensors compared, all of them equal.
+
+    Raises:
+        VerificationError: a missing or foreign key, another shape, or another value.
+    """
+    from safetensors import safe_open
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise VerificationError(f"{path}: the adapter was not written")
+    with safe_open(path, framework="pt") as saved:
+        keys = set(saved.keys())
+        missing, foreign = set(live) - keys, keys - set(live)
+        if not live or missing or foreign:
+            raise VerificationError(
+                f"{path}: holds {len(keys)} tensors, the trained adapter has {len(live)}; "
+                f"missing {sorted(missing)[:3]}, foreign {sorted(foreign)[:3]}"
+            )
+        for key, tensor in live.items():
+            stored = saved.get_tensor(key)
+            if stored.shape != tensor.shape or not torch.equal(stored, tensor.detach().cpu().to(stored.dtype)):
+                raise VerificationError(f"{path}: {key} differs from the trained adapter")
+    return len(live)

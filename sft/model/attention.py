@@ -1,0 +1,268 @@
+"""Attention that keeps the documents of one flat row apart, on every device, and the proof that it does.
+
+Three backends take ``cu_seq_lens_q`` (document borders) and no mask:
+
+=================  ==========================================================  ==========================
+``vicugna_flash``  flash-attn 2, if the package is installed                    CUDA, bfloat16 and float16
+``vicugna_varlen`` ``torch.nn.attention.varlen.varlen_attn`` (torch >= 2.10)     CUDA, bfloat16 and float16
+``vicugna_sdpa``   one causal SDPA per document                                 everything else
+=================  ==========================================================  ==========================
+
+They are registered under their own names by the public interface of transformers, with a mask function that builds nothing:
+transformers' own packed masks hold only while position ids restart, no mask is given and no cache is made, and leak silently
+otherwise. :func:`check_isolation` runs two documents through the real model before training and refuses to go on if they interact.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import itertools
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sft.data.collate import flat_batch
+from sft.errors import IsolationError, ModelError
+
+FLAT_BACKENDS = ("vicugna_flash", "vicugna_varlen", "vicugna_sdpa")
+
+
+def _borders(cu_seq_lens: Tensor) -> list[tuple[int, int]]:
+    ends = cu_seq_lens.tolist()
+    return [(a, b) for a, b in itertools.pairwise(ends) if b > a]
+
+
+def _refuse_extras(name: str, dropout: float, extras: dict[str, Any]) -> None:
+    if extras.get("softcap"):
+        raise ModelError(f"{name}: this model caps its attention scores; set train.batching: padded and model.attention: eager")
+    if extras.get("s_aux") is not None:
+        raise ModelError(f"{name}: this model uses attention sinks; set train.batching: padded and model.attention: eager")
+    if dropout and name != "vicugna_sdpa":
+        raise ModelError(f"{name}: no attention dropout in this kernel; set attention_dropout to 0 or model.attention: sdpa")
+
+
+def _repeat_heads(states: Tensor, heads: int) -> Tensor:
+    return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
+
+
+def _causal_piece(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float, window: int | None) -> Tensor:
+    """Causal attention of one document, ``[B, H, T, D]``; ``window`` is the number of visible tokens, itself included."""
+    queries, keys = q.shape[2], k.shape[2]
+    mask = None
+    causal = queries == keys and queries > 1
+    if (window is not None and keys > window) or (queries != keys and queries > 1):
+        row = torch.arange(keys - queries, keys, device=q.device)[:, None]
+        column = torch.arange(keys, device=q.device)[None]
+        mask = (column <= row) & (column > row - (window or keys))
+        causal = False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
+
+
+def block_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """One causal SDPA per document. Query ``[1, H, N, D]``, key and value ``[1, Hkv, N, D]`` -> ``[1, N, H, D]``.
+
+    Without borders the whole row is one document, as in generation of a single prompt.
+    """
+    _refuse_extras("vicugna_sdpa", dropout, extras)
+    heads = query.shape[1]
+    key, value = _repeat_heads(key, heads), _repeat_heads(value, heads)
+    borders = [(0, key.shape[2])] if cu_seq_lens_q is None else _borders(cu_seq_lens_q)
+    if len(borders) == 1:
+        out = _causal_piece(query, key, value, scaling, dropout, sliding_window)
+    else:
+        parts = [
+            _causal_piece(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, dropout, sliding_window)
+            for a, b in borders
+        ]
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@lru_cache
+def _varlen_call() -> Callable[..., Tensor]:
+    """torch's varlen kernel behind one signature; the library's own moved with every release (2.10, 2.11, 2.12)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = inspect.signature(varlen_attn).parameters
+
+    def call(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float | None, window: int | None) -> Tensor:
+        options: dict[str, Any] = {"scale": scale}
+        if "window_size" in names:
+            options["window_size"] = (-1 if window is None else window - 1, 0)
+        elif window is None:
+            options["is_causal"] = True
+        else:
+            raise ModelError("vicugna_varlen: sliding windows need torch 2.11 or newer; set model.attention: sdpa")
+        if k.shape[1] != q.shape[1]:
+            if "enable_gqa" in names:
+                options["enable_gqa"] = True
+            else:
+                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        out = varlen_attn(q, k, v, cu, cu, longest, longest, **options)
+        return out[0] if isinstance(out, tuple) else out
+
+    return call
+
+
+def varlen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """torch's varlen kernel. Shapes as :func:`block_sdpa`; bfloat16 or float16 on CUDA."""
+    if cu_seq_lens_q is None:
+        return block_sdpa(module, query, key, value, None, dropout, scaling, sliding_window, **extras)
+    _refuse_extras("vicugna_varlen", dropout, extras)
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    longest = max_length_q or q.shape[0]
+    out = _varlen_call()(q, k, v, cu_seq_lens_q, longest, scaling, sliding_window)
+    return out.unsqueeze(0), None
+
+
+def flash(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """flash-attn's varlen kernel. Shapes as :func:`block_sdpa`."""
+    if cu_seq_lens_q is None:
+        return block_sdpa(module, query, key, value, None, dropout, scaling, sliding_window, **extras)
+    _refuse_extras("vicugna_flash", dropout, extras)
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    longest = max_length_q or q.shape[0]
+    window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
+    out = flash_attn_varlen_func(
+        q, k, v, cu_seq_lens_q, cu_seq_lens_q, longest, longest, softmax_scale=scaling, causal=True, window_size=window
+    )
+    return out.unsqueeze(0), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+def register() -> None:
+    """Make the backends known to transformers. Safe to call again."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for name, function in (("vicugna_sdpa", block_sdpa), ("vicugna_varlen", varlen), ("vicugna_flash", flash)):
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, _no_mask)
+
+
+def choose(wanted: str, flat: bool, dtype: torch.dtype, device: torch.device) -> str:
+    """The attention implementation to load a model with.
+
+    Args:
+        wanted: ``model.attention`` of the recipe.
+        flat: flat rows, or padded rectangles (which take transformers' own ``sdpa`` and ``eager``).
+        dtype: of the products.
+        device: where the model runs.
+
+    Raises:
+        ModelError: a kernel that this machine or type cannot run.
+    """
+    if not flat:
+        return "eager" if wanted == "eager" else "sdpa"
+    kernel_ready = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    have_flash = importlib.util.find_spec("flash_attn") is not None
+    have_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    if wanted == "flash" and not (have_flash and kernel_ready):
+        raise ModelError("model.attention: flash needs the flash-attn package, a CUDA device and bfloat16 or float16; try auto")
+    if wanted == "varlen" and not (have_varlen and kernel_ready):
+        raise ModelError("model.attention: varlen needs torch 2.10, a CUDA device and bfloat16 or float16; try auto")
+    if wanted == "flash" or (wanted == "auto" and have_flash and kernel_ready):
+        return "vicugna_flash"
+    if wanted == "varlen" or (wanted == "auto" and have_varlen and kernel_ready):
+        return "vicugna_varlen"
+    return "vicugna_sdpa"
+
+
+@torch.no_grad()
+def check_isolation(model: nn.Module, vocab_size: int, *, tolerance: float, seed: int = 0) -> dict[str, float]:
+    """Prove on the real model and backend that documents of a flat row cannot see each other.
+
+    Two documents run in one row. Changing every token of the first must not change the second (``leak``), and the second must come
+    out as it does alone (``alone``: restarted positions, right borders). A leaking backend gives errors near 1.
+
+    Args:
+        model: in the state and on the device that training will use.
+        vocab_size: tokens are drawn below this.
+        tolerance: largest allowed deviation, relative to the largest logit.
+
+    Returns:
+        ``{"leak": ..., "alone": ...}``, relative to the largest logit.
+
+    Raises:
+        IsolationError: with both figures and what to change.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    device = next(model.parameters()).device
+    first, other, second = (rng.integers(0, vocab_size, n).astype(np.int32) for n in (13, 13, 19))
+
+    def logits_of(*documents: Any) -> Tensor:
+        rows = [(ids, np.ones(len(ids), dtype=np.bool_)) for ids in documents]
+        batch = flat_batch(rows, 1, documents=3)
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        for key in ("predict_at", "targets", "step_tokens"):
+            inputs.pop(key)
+        return model(**inputs, use_cache=False).logits[0, -len(second) :].float()
+
+    training = model.training
+    model.eval()
+    try:
+        here, changed, alone = logits_of(first, second), logits_of(other, second), logits_of(second)
+    finally:
+        model.train(training)
+    scale = float(here.abs().max().clamp(min=1e-6))
+    found = {"leak": float((here - changed).abs().max()) / scale, "alone": float((here - alone).abs().max()) / scale}
+    if not all(value <= tolerance for value in found.values()):
+        raise IsolationError(
+            f"documents of one flat row see each other (leak {found['leak']:.1e}, against alone {found['alone']:.1e}, "
+            f"allowed {tolerance:.0e} of the largest logit): {type(model).__name__} ignores the document borders; "
+            "set train.batching: padded"
+        )
+    return found
+
+
+def isolation_tolerance(dtype: torch.dtype, quantization: str) -> float:
+    """How far rounding alone may move a logit: int8 rounds by the largest values of the whole row."""
+    if quantization == "int8":
+        return 0.2
+    return {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}[dtype]

@@ -1,0 +1,228 @@
+"""Models: loaded or built, in the recipe's types, with an embedding that fits the tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sft.errors import ModelError
+from sft.model.attention import choose, register
+from sft.recipe import ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready for training.
+
+    Attributes:
+        model: in training mode, caches off.
+        repairs: what was changed, one sentence each.
+        new_rows: embedding rows that the base model did not have; they need training.
+        attention: implementation in use.
+    """
+
+    model: PreTrainedModel
+    repairs: list[str]
+    new_rows: tuple[int, ...]
+    attention: str
+
+
+def device_for_run() -> torch.device:
+    """The device of this process: its own GPU under torchrun, else the first one, else the CPU."""
+    import os
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def compute_dtype(section: ModelSection) -> torch.dtype:
+    """Type of the matrix products."""
+    return DTYPES[section.compute_dtype or section.dtype]
+
+
+def load_config(section: ModelSection) -> PreTrainedConfig:
+    """Configuration of the base model, with the recipe's RoPE scaling in it.
+
+    Raises:
+        ModelError: not loadable natively, or RoPE scaling for a model without RoPE.
+    """
+    from transformers import AutoConfig
+
+    if section.scratch is not None:
+        fields: dict[str, Any] = dict(section.scratch.config)
+        try:
+            return AutoConfig.for_model(str(fields.pop("model_type")), vocab_size=section.scratch.vocab_size, **fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"model.scratch.config: {error}") from None
+    try:
+        config = AutoConfig.from_pretrained(section.name_or_path, revision=section.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model.name_or_path: {section.name_or_path!r} cannot be loaded by transformers itself "
+            f"(remote code is never run): {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from None
+    if section.rope_scaling is not None:
+        _scale_rope(config, section)
+    return config
+
+
+def _scale_rope(config: PreTrainedConfig, section: ModelSection) -> None:
+    assert section.rope_scaling is not None
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or "rope_theta" not in parameters:
+        raise ModelError(f"model.rope_scaling: {config.model_type} has no plain RoPE to scale; remove it")
+    if parameters.get("rope_type", "default") != "default":
+        raise ModelError(
+            f"model.rope_scaling: the base model already scales its positions ({parameters['rope_type']}); remove it"
+        )
+    old = config.max_position_embeddings
+    scaled = {**parameters, "rope_type": section.rope_scaling.type, "factor": section.rope_scaling.factor}
+    if section.rope_scaling.type != "linear":
+        scaled["original_max_position_embeddings"] = old
+    config.rope_parameters = scaled
+    config.max_position_embeddings = int(old * section.rope_scaling.factor)
+
+
+def check_length(config: PreTrainedConfig, max_length: int) -> None:
+    """Refuse rows longer than the positions that the model knows.
+
+    Raises:
+        ModelError: with the factor that would be needed.
+    """
+    known = getattr(config, "max_position_embeddings", None)
+    if known is not None and max_length > known:
+        raise ModelError(
+            f"data.max_length = {max_length}, but the model knows {known} positions; lower it, or set "
+            f"model.rope_scaling.factor to at least {max_length / known:.3g}"
+        )
+
+
+def quantization_config(section: ModelSection) -> Any:
+    """The bitsandbytes configuration of a recipe, or None.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if section.quantization == "none":
+        return None
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"model.quantization: {section.quantization} needs bitsandbytes: pip install 'vicugna[bnb]'")
+    from transformers import BitsAndBytesConfig
+
+    if section.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=section.quantization,
+        bnb_4bit_use_double_quant=section.double_quantization,
+        bnb_4bit_compute_dtype=compute_dtype(section),
+    )
+
+
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Loaded:
+    """Load or build the model of a recipe on one device.
+
+    Raises:
+        ModelError: anything about it that cannot be used, with what to change.
+    """
+    from transformers import AutoModelForCausalLM
+
+    section = recipe.model
+    register()
+    config = load_config(section)
+    check_length(config, recipe.data.max_length)
+    attention = choose(section.attention, recipe.train.batching == "flat", compute_dtype(section), device)
+    dtype = DTYPES[section.dtype]
+    if section.scratch is not None:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(tokenizer, name))
+        config.vocab_size = len(tokenizer)
+        torch.manual_seed(recipe.train.seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).to(device)
+    else:
+        options: dict[str, Any] = {}
+        if section.quantization != "none":
+            options = {"quantization_config": quantization_config(section), "device_map": {"": device}}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                section.name_or_path,
+                revision=section.revision,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                **options,
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            first = str(error).splitlines()[0] if str(error) else repr(error)
+            raise ModelError(f"model.name_or_path: {section.name_or_path!r} cannot be loaded: {first}") from None
+        if not options:
+            model = model.to(device)
+    repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of)
+    model.config.use_cache = False
+    return Loaded(model, repairs, new_rows, attention)
+
+
+def fit_embedding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, multiple: int
+) -> tuple[list[str], tuple[int, ...]]:
+    """Make sure that every token id has an embedding row, and that the configured ids agree with the tokenizer.
+
+    New rows are the mean of the old ones (Hewitt 2021), as Alpaca did it. In place.
+
+    Returns:
+        Repairs, and the ids whose rows are new.
+
+    Raises:
+        ModelError: the tokenizer is larger than the model by more than added special tokens explain.
+    """
+    repairs: list[str] = []
+    rows = model.get_input_embeddings().weight.shape[0]
+    needed = max(tokenizer.get_vocab().values()) + 1
+    new: tuple[int, ...] = ()
+    if needed > rows:
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        beyond = set(range(rows, needed))
+        if not beyond <= added:
+            raise ModelError(
+                f"the tokenizer has {needed} entries, the model's embedding only {rows} rows, and these are not just added special "
+                "tokens: tokenizer and model do not belong together"
+            )
+        if getattr(model, "is_quantized", False):
+            raise ModelError(
+                f"{needed - rows} tokens must be added, which a quantised base cannot take; choose another template"
+            )
+        # transformers' own mean_resizing draws from a normal around the mean; the exact mean can be made again when merging
+        model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=False)
+        _fill_with_mean(model, rows)
+        new = tuple(range(rows, needed))
+        now = model.get_input_embeddings().weight.shape[0]
+        repairs.append(f"embedding grown from {rows} to {now} rows for {needed - rows} new tokens (mean of the old rows)")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        wanted, have = getattr(tokenizer, name), getattr(model.config, name, None)
+        if wanted is not None and have != wanted and not (isinstance(have, list) and wanted in have):
+            setattr(model.config, name, wanted)
+            repairs.append(f"config.{name} was {have}: set to the tokenizer's {wanted}")
+    return repairs, new
+
+
+@torch.no_grad()
+def _fill_with_mean(model: PreTrainedModel, old_rows: int) -> None:
+    """Set every row behind ``old_rows`` of the embedding and the head to the mean of the old rows, in place."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if module is not None:
+            weight = module.weight
+            weight[old_rows:] = weight[:old_rows].float().mean(dim=0).to(weight.dtype)

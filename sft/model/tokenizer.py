@@ -1,0 +1,209 @@
+"""Tokenizers, with the faults of old checkpoints mended or refused, and every repair recorded.
+
+The faults (empty EOS, pad equal to EOS, tokens outside the embedding, a BPE rebuilt wrongly from ``tokenizer.model``) are those that
+made published models never stop, stop too early, or read other tokens than they were trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft.data.template import ChatTemplate, load_template
+from sft.errors import TokenizerError
+from sft.recipe import ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tokens that checkpoints reserve for padding, in order of preference.
+_SPARE_PADS = ("<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|fim_pad|>", "<|endoftext|>", "<|reserved_special_token_0|>")
+
+_PROBES = (
+    "Hello, world!",
+    "def f(x):\n    return x + 1\n\n\tprint(f(2))",
+    "    four leading spaces",
+    "a  b   c    d",
+    "中文分词：春天来了。",
+    "naïve café — “quotes”",
+    "🎉🚀 emoji",
+    "1234567890 3.14",
+)
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by the native classes of transformers.
+
+    Raises:
+        TokenizerError: not loadable without code from the checkpoint, without a Rust backend, or different from sentencepiece.
+    """
+    from transformers import AutoTokenizer
+
+    assert section.name_or_path is not None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(section.name_or_path, revision=section.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+        raise TokenizerError(
+            f"model.name_or_path: no tokenizer can be loaded from {section.name_or_path!r}: {_first_line(error)}"
+        ) from None
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise TokenizerError(f"{section.name_or_path}: {type(tokenizer).__name__} has no tokenizer.json form; convert it first")
+    _check_against_sentencepiece(tokenizer)
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _check_against_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer rebuilt from ``tokenizer.model`` alone must agree with sentencepiece itself.
+
+    transformers 5.23 rebuilds the merges of LLaMA-type models without their scores, which changes the ids of most code.
+    """
+    model_file = getattr(tokenizer, "vocab_file", None)
+    if not model_file or not str(model_file).endswith(".model") or not Path(model_file).is_file():
+        return
+    if (Path(model_file).parent / "tokenizer.json").is_file():
+        return
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise TokenizerError(
+            f"{model_file}: only a sentencepiece model and no tokenizer.json; install sentencepiece so that it can be checked"
+        ) from None
+    reference = SentencePieceProcessor(model_file=str(model_file))
+    for text in _PROBES:
+        ours = tokenizer(text, add_special_tokens=False)["input_ids"]
+        theirs = reference.encode(text)
+        if ours != theirs:
+            raise TokenizerError(
+                f"{model_file}: transformers rebuilds this tokenizer wrongly: {text!r} gives {ours[:12]}, sentencepiece {theirs[:12]}; "
+                "put the tokenizer.json of the checkpoint beside it"
+            )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE (GPT-2's pre-tokeniser) with ``<s> </s> <pad>`` and the template's own tokens.
+
+    Every text is representable; BOS is written by a post-processor, as LLaMA tokenizers do.
+
+    Args:
+        texts: to train on; the same texts in the same order give the same tokenizer.
+        vocab_size: entries, special tokens included.
+        extra: further special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>", "<pad>", *extra],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def repair_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, config_eos: int | None = None) -> list[str]:
+    """Give the tokenizer a usable EOS, a pad token that is not EOS, and the template's own tokens. In place.
+
+    The order for padding: its own, ``unk`` or a reserved token, a new one (see docs/decisions.md).
+
+    Args:
+        tokenizer: to mend.
+        template: whose ``tokens`` must exist.
+        config_eos: ``eos_token_id`` of the model's configuration, to mend an empty EOS.
+
+    Returns:
+        What was changed, one sentence each, for the run record.
+
+    Raises:
+        TokenizerError: no EOS that could be found.
+    """
+    done: list[str] = []
+    if not tokenizer.eos_token:
+        name = tokenizer.convert_ids_to_tokens(config_eos) if config_eos is not None else None
+        if not name:
+            raise TokenizerError(
+                "the tokenizer's eos_token is missing or empty, and the model's configuration names none: "
+                "no answer could ever end; set eos_token in tokenizer_config.json"
+            )
+        tokenizer.eos_token = name
+        done.append(f"eos_token was missing or empty: set to {name!r} (id {config_eos} of the model's configuration)")
+    for name in ("bos_token", "unk_token"):
+        if getattr(tokenizer, name) == "":
+            setattr(tokenizer, name, None)
+            done.append(f"{name} was empty: removed")
+    missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        done.append(f"the template's tokens {' '.join(missing)} were added to the vocabulary")
+    plain = [t for t in template.tokens if t in tokenizer.get_vocab() and t not in tokenizer.all_special_tokens]
+    known = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    plain = [t for t in plain if t not in known]
+    if plain:
+        tokenizer.add_special_tokens({"additional_special_tokens": plain}, replace_extra_special_tokens=False)
+        done.append(f"{' '.join(plain)} are now special tokens, so that they stay whole")
+    if not tokenizer.pad_token or tokenizer.pad_token == tokenizer.eos_token:
+        done.append(_mend_pad(tokenizer))
+    return done
+
+
+def _mend_pad(tokenizer: PreTrainedTokenizerBase) -> str:
+    before = "missing" if not tokenizer.pad_token else "the same as eos_token"
+    vocabulary = tokenizer.get_vocab()
+    spare = [t for t in (tokenizer.unk_token, *_SPARE_PADS) if t and t in vocabulary and t != tokenizer.eos_token]
+    spare = [t for t in spare if t != tokenizer.bos_token]
+    if spare:
+        tokenizer.pad_token = spare[0]
+        return f"pad_token was {before}: set to {spare[0]!r}, which is in the vocabulary"
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return f"pad_token was {before}: '<pad>' was added to the vocabulary"
+
+
+def conversation_texts(recipe: Recipe) -> Iterator[str]:
+    """Texts of all training conversations, to train a scratch tokenizer on."""
+    from sft.data.conversation import Drops
+    from sft.data.dataset import iterate_sources
+
+    for _, conversation in iterate_sources(recipe.data.sources, Drops(), progress=False):
+        for turn in conversation.turns:
+            yield turn.content
+
+
+def tokenizer_for(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatTemplate, list[str]]:
+    """Tokenizer, template and repairs of a recipe: what ``preview``, ``plan``, ``train`` and ``chat`` all start from."""
+    section = recipe.model
+    if section.scratch is not None:
+        template = load_template(recipe.template.name, system=recipe.template.system)
+        tokenizer = train_tokenizer(conversation_texts(recipe), section.scratch.vocab_size, template.tokens)
+        return tokenizer, template, []
+    tokenizer = load_tokenizer(section)
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    template = load_template(recipe.template.name, system=recipe.template.system, tokenizer_source=own)
+    return tokenizer, template, repair_tokens(tokenizer, template, _config_eos(section))
+
+
+def _config_eos(section: ModelSection) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        eos = AutoConfig.from_pretrained(section.name_or_path, revision=section.revision, trust_remote_code=False).eos_token_id
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None  # the model loader will say what is wrong with the configuration
+    return eos[0] if isinstance(eos, list) else eos
