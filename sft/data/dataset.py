@@ -288,3 +288,10 @@ def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int
         if taken >= count:
             break
     return held
+
+
+def running_numbers(count: int) -> Any:
+    """A ``datasets.Dataset`` with one column ``number`` of 0 ... count - 1, for trainers that insist on that type."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"number": np.arange(count)})

@@ -58,7 +58,9 @@ class FlopModel:
             if not hasattr(m, "base_layer")
         )
         head_size = int(head.in_features) * int(head.out_features) if head is not None else 0
-        layers, width = int(getattr(config, "num_hidden_layers", 0)), int(getattr(config, "hidden_size", 0))
+        text = config.get_text_config()
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        layers, width = int(text.num_hidden_layers), int(text.num_attention_heads * head_dim)
         return FlopModel(body, head_size, layers, width, 6 if trainable_base else 4)
 
     def step(self, plan: StepPlan, step: int) -> float:

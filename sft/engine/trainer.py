@@ -18,26 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sft.data.collate import Batch, flat_batch, padded_batch
-from sft.data.dataset import RowStore
+from sft.data.dataset import RowStore, running_numbers
 from sft.data.packing import StepPlan
 from sft.engine import checkpoints
 from sft.engine.loss import step_loss
 from sft.engine.manifest import write_json
-from sft.engine.metrics import FlopModel, MetricsFile
-from sft.errors import NonFiniteError, RunError
+from sft.engine.metrics import FlopModel, MetricsFile, read_metrics
+from sft.errors import NonFiniteError, RunError, VerificationError
 from sft.model import adapters
 from sft.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 
-class PlannedBatches(Dataset[Batch]):
-    """The micro-batches of a whole run in the order in which ranks take them: step, then micro-batch, then rank."""
+class PlannedBatches:
+    """The micro-batches of a whole run in the order in which ranks take them: step, then micro-batch, then rank.
+
+    trl insists on a ``datasets.Dataset``, so it gets the running numbers and this is its collator.
+    """
 
     def __init__(self, store: RowStore, plan: StepPlan, pad_id: int | None) -> None:
         self.store, self.plan, self.pad_id = store, plan, pad_id
@@ -46,9 +48,12 @@ class PlannedBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.plan.steps) * self.plan.accumulation * self.plan.world
 
+    def __call__(self, numbers: list[dict[str, int]]) -> Batch:
+        """Build the micro-batch with one running number."""
+        (item,) = numbers
+        return self[item["number"]]
+
     def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         each = self.plan.accumulation * self.plan.world
         step, rest = divmod(index, each)
         micro, rank = divmod(rest, self.plan.world)
@@ -93,7 +98,13 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
     on_gpu = device.type == "cuda"
     optimizers = {"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch", "sgd": "sgd"}
-    options: dict[str, Any] = {}
+    # transformers renamed this knob in 5.20; both names are understood here
+    name = "activation_checkpointing"
+    if name not in SFTConfig.__dataclass_fields__:
+        name = "gradient_checkpointing"
+    options: dict[str, Any] = {name: train.gradient_checkpointing}
+    if train.gradient_checkpointing:
+        options[f"{name}_kwargs"] = {"use_reentrant": False}
     if train.sharding == "fsdp":
         options["fsdp"] = True
         options["fsdp_config"] = {
@@ -121,8 +132,6 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         bf16=mixed == "bfloat16",
         fp16=mixed == "float16",
         tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         neftune_noise_alpha=train.neftune_alpha,
         seed=train.seed,
         data_seed=train.seed,
@@ -145,10 +154,6 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     )
 
 
-def _first(items: list[Batch]) -> Batch:
-    return items[0]
-
-
 class PlannedTrainer(SFTTrainer):
     """An SFTTrainer whose steps, loss and checkpoints follow a :class:`~sft.data.packing.StepPlan`."""
 
@@ -158,10 +163,14 @@ class PlannedTrainer(SFTTrainer):
     def __init__(self, recipe: Recipe, store: RowStore, plan: StepPlan, record: Record, **kwargs: Any) -> None:
         self.recipe, self.plan, self.record, self.store = recipe, plan, record, store
         self._partial: Path | None = None
+        self._evaluated = -1
+        self.first_eval: float | None = None
+        self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
         tokenizer = kwargs["processing_class"]
-        dataset = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None)
-        super().__init__(train_dataset=dataset, data_collator=_first, **kwargs)
+        batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None)
+        super().__init__(train_dataset=running_numbers(len(batches)), data_collator=batches, **kwargs)
+        self.remove_callback(PrinterCallback)  # our bar shows the records
         if recipe.lora is not None:
             adapters.keep_float32(self.model)
 
@@ -258,10 +267,9 @@ class PlannedTrainer(SFTTrainer):
         """Log, then evaluate if the recipe says so, then save; the epoch's end brings no second turn."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
         every, step = self.recipe.output.eval_every, self.state.global_step
-        if every and step % every == 0 and step < len(self.plan.steps) and step != getattr(self, "_evaluated", None):
+        if every and step % every == 0 and step < len(self.plan.steps) and step != self._evaluated:
             self._evaluated = step
             self.evaluate_now()
-        self.restart_clock() if self.control.should_save else None
 
     def evaluate_now(self) -> dict[str, Any] | None:
         """Evaluate on the held-out rows and record the result."""
@@ -278,6 +286,11 @@ class PlannedTrainer(SFTTrainer):
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return str(self._partial or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save weights and tokenizer without the trainer's pickled arguments: run.json and recipe.yaml say more, as text."""
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place, check an adapter by re-opening it, then rename. A kill leaves the last one."""
@@ -305,6 +318,52 @@ class PlannedTrainer(SFTTrainer):
 
     # -- start ------------------------------------------------------------------------------------------------
 
+    def train_planned(self, start: Path | None, *, drill: bool) -> None:
+        """Run every step of the plan, from a checkpoint if one is given, evaluating before the first and after the last.
+
+        Args:
+            start: complete checkpoint to resume from.
+            drill: save and reload the weights before the first step, so that a run that cannot be saved fails at once.
+        """
+        self.add_callback(_AtStart(self, drill))
+        self.train(resume_from_checkpoint=None if start is None else str(start))
+        last = self.evaluate_now()
+        self.last_eval = None if last is None else float(last["loss"])
+
+    def at_start(self, drill: bool) -> None:
+        """Everything that needs the prepared model and must happen before the first step."""
+        self.check_sharding()
+        if drill:
+            self._drill()
+        if self.state.global_step == 0:
+            first = self.evaluate_now()
+            self.first_eval = None if first is None else float(first["loss"])
+        elif self.record.metrics is not None:
+            before = [line for line in read_metrics(self.record.metrics.path) if "eval" in line]
+            self.first_eval = float(before[0]["eval"]["loss"]) if before else None
+        self.restart_clock()
+
+    def _drill(self) -> None:
+        """Save what training will save, read it back, compare every tensor, remove it."""
+        folder = Path(self.args.output_dir) / f"{checkpoints.PARTIAL}drill"
+        needed = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        free = checkpoints.free_bytes(Path(self.args.output_dir))
+        if free < 4 * needed:  # weights, two moments, and the merged model
+            raise RunError(
+                f"{self.args.output_dir}: {free / 2**30:.1f} GiB are free, checkpoints and the merged model need about "
+                f"{4 * needed / 2**30:.1f} GiB; free some space or move output.dir"
+            )
+        self.save_model(str(folder), _internal_call=True)
+        if self.is_world_process_zero():
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            if self.recipe.lora is not None:
+                count = adapters.verify_saved(folder, adapters.adapter_state(unwrapped))
+            else:
+                count = verify_weights(folder, unwrapped)
+            log.info("save-and-reload drill: %d tensors equal", count)
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+
     def check_sharding(self) -> None:
         """Refuse to call a run FSDP that is not: on CPU the trainer quietly falls back to DDP.
 
@@ -320,6 +379,46 @@ class PlannedTrainer(SFTTrainer):
                 "train.sharding: fsdp, but the parameters were not sharded (one process, or no GPU); start with "
                 "torchrun --nproc-per-node N -m sft train RECIPE on GPUs, or set train.sharding: none"
             )
+
+
+class _AtStart(TrainerCallback):
+    """Calls back into the trainer once the model is prepared and a checkpoint is loaded."""
+
+    def __init__(self, trainer: PlannedTrainer, drill: bool) -> None:
+        self.trainer, self.drill = trainer, drill
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.at_start(self.drill)
+
+
+def verify_weights(folder: Path, model: nn.Module) -> int:
+    """Re-open a saved full model and compare it with the live one, tensor by tensor.
+
+    Returns:
+        Tensors compared. Tied ones are saved once; sharded (FSDP) ones are compared by shape.
+
+    Raises:
+        VerificationError: a tensor that is missing, or differs.
+    """
+    from safetensors import safe_open
+    from torch.distributed.tensor import DTensor
+
+    live = dict(model.state_dict())
+    saved: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                saved.add(key)
+                tensor, own = file.get_tensor(key), live.get(key)
+                if own is None or own.shape != tensor.shape:
+                    raise VerificationError(f"{path}: {key} is not a tensor of the model, or has another shape")
+                if not isinstance(own, DTensor) and not torch.equal(own.detach().cpu(), tensor):
+                    raise VerificationError(f"{path}: {key} differs from the model's")
+    tied = {id(p) for k, p in live.items() if k in saved} | {p.data_ptr() for k, p in live.items() if k in saved}
+    missing = [k for k, p in live.items() if k not in saved and p.data_ptr() not in tied]
+    if missing:
+        raise VerificationError(f"{folder}: {len(missing)} tensors were not saved, such as {missing[0]}")
+    return len(saved)
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -13,7 +13,7 @@ from sft.errors import ModelError, VerificationError
 from sft.recipe import LoraSection
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, checkpointing: bool) -> nn.Module:
@@ -121,3 +121,20 @@ def verify_saved(folder: Path, live: Mapping[str, torch.Tensor]) -> int:
             if stored.shape != tensor.shape or not torch.equal(stored, tensor.detach().cpu().to(stored.dtype)):
                 raise VerificationError(f"{path}: {key} differs from the trained adapter")
     return len(live)
+
+
+def open_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
+    """Put a saved adapter on its base, the embedding grown as in training.
+
+    Raises:
+        ModelError: adapter and base do not belong together.
+    """
+    from peft import PeftModel
+
+    from sft.model.load import fit_embedding
+
+    fit_embedding(model, tokenizer, 8)
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder}: this adapter does not fit its base: {str(error).splitlines()[0]}") from None

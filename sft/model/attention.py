@@ -121,6 +121,17 @@ def _varlen_call() -> Callable[..., Tensor]:
     return call
 
 
+def _for_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``[1, H, N, D]`` -> ``[N, H, D]`` in the type of the products.
+
+    Under autocast RoPE promotes queries and keys to float32 and quantised bases return float32; SDPA would cast by itself, the
+    varlen kernels do not.
+    """
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    q, k, v = (states.squeeze(0).transpose(0, 1).to(dtype) for states in (query, key, value))
+    return q, k, v
+
+
 def varlen(
     module: nn.Module,
     query: Tensor,
@@ -138,7 +149,7 @@ def varlen(
     if cu_seq_lens_q is None:
         return block_sdpa(module, query, key, value, None, dropout, scaling, sliding_window, **extras)
     _refuse_extras("vicugna_varlen", dropout, extras)
-    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    q, k, v = _for_kernel(query, key, value)
     longest = max_length_q or q.shape[0]
     out = _varlen_call()(q, k, v, cu_seq_lens_q, longest, scaling, sliding_window)
     return out.unsqueeze(0), None
@@ -163,7 +174,7 @@ def flash(
     _refuse_extras("vicugna_flash", dropout, extras)
     from flash_attn import flash_attn_varlen_func
 
-    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    q, k, v = _for_kernel(query, key, value)
     longest = max_length_q or q.shape[0]
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
     out = flash_attn_varlen_func(

@@ -207,3 +207,19 @@ def _config_eos(section: ModelSection) -> int | None:
     except (OSError, ValueError, KeyError, AttributeError):
         return None  # the model loader will say what is wrong with the configuration
     return eos[0] if isinstance(eos, list) else eos
+
+
+def saved_tokenizer(recipe: Recipe, folder: Path) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
+    """The tokenizer that a run saved, with the template it was trained with.
+
+    Raises:
+        TokenizerError: the folder holds none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    return tokenizer, load_template(recipe.template.name, system=recipe.template.system, tokenizer_source=own)

@@ -1,0 +1,249 @@
+"""The ``sft`` command. Verbs only choose files and actions; every knob is in the recipe, and ``--set`` edits it with the same checks.
+
+Heavy imports happen inside the verbs: ``sft --help`` and ``sft check`` start without torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sft.errors import InputError, VicugnaError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Supervised fine-tuning: one YAML recipe to a tuned, merged, talking model.",
+    epilog="Exit status: 0 done, 2 bad input, 1 a run that failed or a bug. Recipes: recipes/*.yaml; start with recipes/quickstart.yaml.",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or a run directory (its recipe.yaml).")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Edit the recipe, such as train.epochs=1. Repeatable.")
+]
+
+
+@app.command()
+def check(recipe: RecipePath, set_: Set = None) -> None:
+    """Report every fault of a recipe at once, with file and line. Reads no data and no model."""
+    from sft.recipe import load_recipe
+
+    loaded, _ = load_recipe(recipe, set_ or ())
+    method = "LoRA" if loaded.lora else "full tuning"
+    typer.echo(
+        f"{recipe}: no faults. {method} of {loaded.model.name_or_path or 'a model from scratch'}, template {loaded.template.name}."
+    )
+
+
+@app.command()
+def show(recipe: RecipePath, set_: Set = None) -> None:
+    """Print the resolved recipe, and where each value comes from."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sft.recipe import load_recipe, resolved
+
+    table = Table("key", "value", "from", box=None)
+    for key, value, origin in resolved(*load_recipe(recipe, set_ or ())):
+        table.add_row(key, Text(str(value)), Text(origin, style="dim" if origin == "default" else "green"))
+    Console().print(table)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    set_: Set = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Time a few steps of the real model here to learn tokens per second.")
+    ] = False,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the plan as JSON too.")] = None,
+) -> None:
+    """Say what a recipe will do before it does it: rows, steps, memory by part, hours, money, energy, and what to change if it does not fit."""
+    from rich.console import Console
+
+    from sft.data.dataset import prepare
+    from sft.data.tokenize import RowEncoder
+    from sft.engine.manifest import write_json
+    from sft.model.load import check_length, load_config
+    from sft.model.tokenizer import tokenizer_for
+    from sft.plan import make_plan, print_plan
+    from sft.recipe import load_recipe
+
+    loaded, _ = load_recipe(recipe, set_ or ())
+    config = load_config(loaded.model)
+    check_length(config, loaded.data.max_length)
+    tokenizer, template, _ = tokenizer_for(loaded)
+    prepared = prepare(loaded, tokenizer, RowEncoder(tokenizer, template, loaded.template.train_on))
+    rate = None
+    if probe:
+        from sft.probe import probe_tokens_per_second
+
+        rate = probe_tokens_per_second(loaded)
+    made = make_plan(loaded, prepared, config, probed_tokens_per_second=rate)
+    print_plan(Console(highlight=False), made)
+    if json_ is not None:
+        write_json(json_, made.to_json())
+
+
+@app.command()
+def preview(
+    recipe: RecipePath,
+    set_: Set = None,
+    rows: Annotated[int, typer.Option("--rows", help="Rows to show.", min=0)] = 3,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the rows and the report as a page too.")
+    ] = None,
+) -> None:
+    """Show what the model will see, learnt text marked, and a mask report over the whole data set."""
+    from rich.console import Console
+
+    from sft.data.preview import run_preview
+    from sft.data.tokenize import RowEncoder
+    from sft.model.tokenizer import tokenizer_for
+    from sft.recipe import load_recipe
+
+    loaded, _ = load_recipe(recipe, set_ or ())
+    tokenizer, template, repairs = tokenizer_for(loaded)
+    for repair in repairs:
+        typer.echo(f"tokenizer: {repair}")
+    encoder = RowEncoder(tokenizer, template, loaded.template.train_on)
+    run_preview(loaded, tokenizer, encoder, count=rows, html=html, console=Console(highlight=False))
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint in output.dir.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output.dir.")] = False,
+) -> None:
+    """Train, merge, verify what was written, and report. On several GPUs: torchrun --nproc-per-node N -m sft train RECIPE."""
+    from sft.recipe import load_recipe
+
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite contradict each other; give one")
+    loaded, _ = load_recipe(recipe, set_ or ())
+    from sft.train import run
+
+    run(loaded, resume=resume, overwrite=overwrite)
+
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory written by sft train.", exists=False)]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: the type of training.")
+]
+
+
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write; default RUN/merged.")]
+
+
+@app.command()
+def merge(run: RunDir, out: OutOption = None, dtype: Dtype = None) -> None:
+    """Merge a run's adapter into its base, compare the written model with adapter-on-base, and only then put it in place."""
+    _write_model(run, out or run / "merged", dtype, adapters_only=True)
+
+
+@app.command()
+def export(
+    run: RunDir, out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")], dtype: Dtype = None
+) -> None:
+    """Write a run's model (full or adapter) as a servable folder: weights, tokenizer with the training template, stop ids, card."""
+    _write_model(run, out, dtype, adapters_only=False)
+
+
+def _write_model(run: Path, out: Path, dtype: str | None, adapters_only: bool) -> None:
+    import json
+
+    from sft.model.load import DTYPES, device_for_run
+    from sft.recipe import load_recipe
+
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+    if not (run / "run.json").is_file():
+        raise InputError(f"{run}: no run.json here; give the directory that sft train wrote (its output.dir)")
+    loaded, _ = load_recipe(run)
+    if adapters_only and loaded.lora is None:
+        raise InputError(f"{run}: this run tuned all weights, there is nothing to merge; use sft export")
+    folder = run / ("model" if loaded.lora is None else "adapter")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not there; the run did not finish. Go on with sft train {run / 'recipe.yaml'} --resume")
+    if out.exists() and any(out.iterdir()) and not (out / "vicugna.json").is_file():
+        raise InputError(f"{out}: not empty and not a model of ours; choose another folder")
+    from sft.data.tokenize import RowEncoder
+    from sft.model.tokenizer import saved_tokenizer
+    from sft.train import merge_run
+
+    about: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    tokenizer, template = saved_tokenizer(loaded, folder)
+    encoder = RowEncoder(tokenizer, template, loaded.template.train_on)
+    found = merge_run(loaded, run, tokenizer, encoder, about, device_for_run(), out, dtype)
+    typer.echo(f"{out}: read back and compared: {found}")
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, exported folder, or Hub name.")],
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Answer this and exit.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.", min=0.0, max=5.0)] = 0.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.", min=1)] = 512,
+) -> None:
+    """Talk to a model through the template and stops it was trained with."""
+    from sft.run.chat import talk
+
+    talk(model, message=message, system=system, temperature=temperature, max_tokens=max_tokens)
+
+
+@app.command("eval")
+def eval_(
+    recipe: RecipePath,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder to evaluate; default: the recipe's finished run.")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Held-out loss per learnt token, over all held-out rows and per source."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sft.recipe import load_recipe
+
+    loaded, _ = load_recipe(recipe, set_ or ())
+    from sft.run.evaluate import evaluate_model
+
+    found = evaluate_model(loaded, model)
+    table = Table("source", "loss per learnt token", "learnt tokens")
+    for label, (loss, tokens) in found.by_source.items():
+        table.add_row(Text(label), f"{loss:.4f}", f"{tokens:,}")
+    table.add_row("all", f"{found.loss:.4f}", f"{found.tokens:,}", style="bold")
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: logs on rank 0, faults as one message and an exit status, bugs with their traceback."""
+    rank0 = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING if not rank0 else logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "huggingface_hub", "datasets", "matplotlib", "torchao", "accelerate", "transformers", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except VicugnaError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; complete checkpoints stand, go on with --resume\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A conversation in the terminal, through the template that the model was trained with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sft.data.conversation import Conversation, Turn
+from sft.data.template import RenderRefused, load_template
+from sft.data.tokenize import RowEncoder
+from sft.errors import InputError, ModelError, TemplateError
+from sft.run.generate import Sampling, answer
+from sft.run.screen import printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def find_model(name: str) -> tuple[str, Path | None]:
+    """What to load for a name: ``(model folder or Hub name, adapter folder or None)``.
+
+    A run directory gives its merged model, else its full model, else its adapter on the base.
+    """
+    folder = Path(name)
+    if not (folder / "run.json").is_file():
+        return name, None
+    for inside in ("merged", "model"):
+        if (folder / inside).is_dir():
+            return str(folder / inside), None
+    if (folder / "adapter").is_dir():
+        from sft.recipe import load_recipe
+
+        recipe, _ = load_recipe(folder)
+        return str(recipe.model.name_or_path), folder / "adapter"
+    raise InputError(f"{folder}: this run has written no model yet; finish it with sft train {folder / 'recipe.yaml'} --resume")
+
+
+def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, RowEncoder, dict[str, Any]]:
+    """Model, tokenizer, encoder and serving record of a run directory, an exported folder or a Hub name.
+
+    Raises:
+        InputError: nothing there, or no chat template.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, adapter = find_model(name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = str(adapter or where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto", attn_implementation="sdpa", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}") from None
+    if adapter is not None:
+        from sft.model.adapters import open_adapter
+
+        model = open_adapter(model, tokenizer, adapter)
+    if not isinstance(tokenizer.chat_template, str):
+        raise TemplateError(f"{name}: its tokenizer has no chat template; export a run of ours, or add one")
+    encoder = RowEncoder(tokenizer, load_template("tokenizer", tokenizer_source=tokenizer.chat_template), "all")
+    record = Path(source) / "vicugna.json"
+    about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return model.to(device), tokenizer, encoder, about
+
+
+def talk(name: str, *, message: str | None, system: str | None, temperature: float, max_tokens: int) -> None:
+    """Answer one message, or hold a conversation until ``/quit`` or end of input. ``/new`` starts over."""
+    model, tokenizer, encoder, about = load_to_talk(name)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    head = (Turn("system", system),) if system else ()
+    multi_turn = bool(about.get("multi_turn", True))
+    if message is None:
+        hint = "" if multi_turn else " This template holds one exchange."
+        sys.stdout.write(f"Type a message. /new starts over, /quit leaves.{hint}\n")
+    turns = head
+    while True:
+        text = message if message is not None else _read()
+        if text is None or text.strip() == "/quit":
+            return
+        if text.strip() == "/new":
+            turns = head
+            continue
+        if not text.strip():
+            continue
+        if not multi_turn:
+            turns = head
+        turns = (*turns, Turn("user", text))
+        try:
+            said = answer(model, tokenizer, encoder, Conversation("chat", turns, "chat"), sampling, on_text=_say)
+        except RenderRefused as refusal:
+            raise InputError(refusal.detail) from None
+        sys.stdout.write("\n")
+        turns = (*turns, Turn("assistant", said))
+        if message is not None:
+            return
+
+
+def _read() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        return None
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
