@@ -111,8 +111,13 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dic
     screen.plan(plan, loaded.attention, isolation)
     model = loaded.model
     if recipe.lora is not None:
-        checkpointing = recipe.train.gradient_checkpointing
-        model = adapters.attach(model, recipe.lora, loaded.new_rows, checkpointing=checkpointing)
+        model = adapters.attach(
+            model,
+            recipe.lora,
+            loaded.new_rows,
+            checkpointing=recipe.train.gradient_checkpointing,
+            seed=recipe.train.seed,
+        )
     about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
     if start is not None:
         manifest.refuse_changes(start, about["identity"])

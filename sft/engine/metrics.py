@@ -51,16 +51,16 @@ class FlopModel:
         """Count parameters that multiply: every linear layer (quantised ones by shape), the head apart."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         head = base.get_output_embeddings()
+        inside_head = tuple(name for name, module in base.named_modules() if module is head) or ("(no head)",)
         body = sum(
             int(m.in_features) * int(m.out_features)
             for name, m in base.named_modules()
-            if hasattr(m, "in_features") and hasattr(m, "out_features") and "lora_" not in name and m is not head
-            if not hasattr(m, "base_layer")
+            if _is_linear(m) and "lora_" not in name and not name.startswith(inside_head)
         )
-        head_size = int(head.in_features) * int(head.out_features) if head is not None else 0
         text = config.get_text_config()
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         layers, width = int(text.num_hidden_layers), int(text.num_attention_heads * head_dim)
+        head_size = int(text.vocab_size) * int(text.hidden_size) if head is not None else 0
         return FlopModel(body, head_size, layers, width, 6 if trainable_base else 4)
 
     def step(self, plan: StepPlan, step: int) -> float:
@@ -68,6 +68,11 @@ class FlopModel:
         lengths = plan.lengths[plan.steps[step]].astype(float)
         linear = self.factor * (self.body * lengths.sum() + self.head * plan.trained_tokens(step))
         return float(linear + 6.0 * self.layers * self.width * (lengths**2).sum())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A plain or bitsandbytes linear layer; peft's wrapper around one has ``base_layer`` and would count it twice."""
+    return isinstance(module, nn.Linear) and not hasattr(module, "base_layer")
 
 
 class MetricsFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, checkpointing: bool) -> nn.Module:
+def attach(
+    model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, checkpointing: bool, seed: int
+) -> nn.Module:
     """Freeze the base and put adapters on it.
 
     Adapters are float32 whatever the base is: at 1e-4 a bfloat16 adapter loses most updates to rounding.
@@ -26,6 +29,7 @@ def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ..
         section: the recipe's ``lora``.
         new_rows: embedding rows that must be trained too.
         checkpointing: whether activations will be recomputed (the input embeddings then need gradients).
+        seed: draws the initial A.
 
     Raises:
         ModelError: unknown target modules, or new tokens that ``train_new_tokens: false`` would leave untrained.
@@ -57,8 +61,12 @@ def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ..
         task_type="CAUSAL_LM",
         **options,
     )
+    torch.manual_seed(seed)  # A is drawn at random: without this, equal recipes would give different runs
     adapted = get_peft_model(model, config)
     keep_float32(adapted)
+    # The grown embedding is made again from the base (the exact mean), the trained rows are in the adapter: saving the whole
+    # embedding too would only make the file large, and asking the Hub whether it should be saved fails offline.
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
@@ -89,7 +97,7 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that belong into the adapter file, by the names they have there."""
     from peft import get_peft_model_state_dict
 
-    return dict(get_peft_model_state_dict(model))
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def verify_saved(folder: Path, live: Mapping[str, torch.Tensor]) -> int:

@@ -147,11 +147,12 @@ def test_non_finite_stops_and_names_rows(tmp_path: Path, monkeypatch: pytest.Mon
     recipe = tiny_recipe(tmp_path / "run")
     import sft.engine.trainer as trainer
 
-    original, calls = trainer.step_loss, []
+    calls: list[int] = []
+    original = trainer.step_loss  # two micro-batches a step
 
     def broken(model: Any, batch: Any) -> torch.Tensor:
         calls.append(1)
-        return original(model, batch) * (float("nan") if len(calls) == 2 else 1.0)
+        return original(model, batch) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(trainer, "step_loss", broken)
     with pytest.raises(NonFiniteError, match=r"step 2: loss nan, .* no weight was changed by it\. Its 8 rows \(.*rows\.jsonl:\d+"):
