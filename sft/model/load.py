@@ -151,7 +151,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
             setattr(config, name, getattr(tokenizer, name))
         config.vocab_size = len(tokenizer)
         torch.manual_seed(recipe.train.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).to(device)
+        with device:  # built where it will live: a large one would take minutes on the CPU
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     else:
         options: dict[str, Any] = {}
         if section.quantization != "none":
