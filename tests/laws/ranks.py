@@ -1,0 +1,40 @@
+"""The case that one and two processes both train: shared by the test and the processes it starts."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from sft.data.dataset import RowStore
+from sft.data.packing import StepPlan, plan_steps
+from tests.builders import tiny_model
+
+VOCABULARY = 200
+
+
+def case(world: int) -> tuple[PreTrainedModel, RowStore, StepPlan]:
+    """A tiny LLaMA, 24 random rows, and 6 steps of 8 rows over ``world`` ranks."""
+    rng = np.random.Generator(np.random.PCG64(5))
+    lengths = rng.integers(4, 40, 24)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = rng.integers(0, VOCABULARY, offsets[-1]).astype(np.int32)
+    mask = rng.random(int(offsets[-1])) < 0.5
+    mask[offsets[:-1]] = False
+    mask[offsets[:-1] + 1] = True
+    store = RowStore(ids, mask, offsets, np.zeros(24, np.int32), ("rows",), [str(i) for i in range(24)])
+    plan = plan_steps(
+        lengths=store.lengths,
+        trained=store.trained,
+        source_of=store.source_of,
+        weights=[1.0],
+        seed=1,
+        epochs=2,
+        max_steps=None,
+        examples_per_step=8,
+        tokens_per_step=None,
+        tokens_per_device=64,
+        world=world,
+    )
+    model = tiny_model(VOCABULARY)
+    model.set_attn_implementation("vicugna_sdpa")
+    return model, store, plan
