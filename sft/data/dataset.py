@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,8 +33,10 @@ from sft.recipe import DataSection, Recipe, Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 # Bump when the bytes that preparation writes would change for the same inputs.
-CODE_VERSION = 1
+CODE_VERSION = 2
 _BATCH = 512
 
 
@@ -72,8 +76,9 @@ class RowStore:
     @property
     def trained(self) -> npt.NDArray[np.int64]:
         """Learnt tokens of each row."""
-        sums = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
-        return sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.mask, dtype=np.int64)])
+        counts: npt.NDArray[np.int64] = np.diff(sums[self.offsets])
+        return counts
 
     def select(self, rows: npt.NDArray[np.int64]) -> RowStore:
         """A store of some rows, in the given order."""
@@ -126,14 +131,14 @@ def data_key(recipe: Recipe, encoder: RowEncoder, tokenizer: PreTrainedTokenizer
         "code": CODE_VERSION,
         "tokenizer": fingerprint(tokenizer),
         "template": encoder.template.fingerprint,
-        "bos": encoder.renderer.tokens.bos,
+        "tokens": dataclasses.asdict(encoder.renderer.tokens),  # names that a tokenizer's own file does not hold
         "train_on": recipe.template.train_on,
         "data": data,
         "seed": recipe.train.seed,
         "files": [source_files.fingerprint(s) for s in (*recipe.data.sources, *recipe.data.holdout_sources)],
     }
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32], parts
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32], json.loads(text)  # as the cache will give it back
 
 
 def cache_root(data: DataSection) -> Path:
@@ -149,20 +154,22 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEnco
     """
     key, parts = data_key(recipe, encoder, tokenizer)
     folder = cache_root(recipe.data) / key
-    if (folder / "report.json").is_file():
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return Prepared(RowStore.load(folder / "train"), RowStore.load(folder / "holdout"), report, key, True)
-    train, train_marks, drops, rows_in = _encode_sources(recipe.data.sources, recipe.data, encoder, progress)
-    _check_drops(drops, rows_in, recipe.data)
+    if (found := _read_cache(folder, key)) is not None:
+        return found
+    data = recipe.data
+    train, train_marks, drops, rows_in = _encode_sources(data.sources, data, encoder, progress)
+    check_drops(drops, rows_in, data, _rows_by_source(train))
     extra_drops = Drops()
-    if recipe.data.holdout_sources:
-        holdout, _, extra_drops, extra_in = _encode_sources(recipe.data.holdout_sources, recipe.data, encoder, progress)
-        _check_drops(extra_drops, extra_in, recipe.data)
+    if data.holdout_sources:
+        holdout, _, extra_drops, extra_in = _encode_sources(data.holdout_sources, data, encoder, progress)
+        check_drops(extra_drops, extra_in, data, _rows_by_source(holdout))
     else:
-        held = choose_holdout(train_marks, recipe.data.holdout, recipe.train.seed)
+        held = choose_holdout(train_marks, data.holdout, recipe.train.seed)
         holdout, train = train.select(np.flatnonzero(held)), train.select(np.flatnonzero(~held))
     if len(train) == 0:
-        raise DataError(f"no rows are left to train on: {rows_in} read, {drops.total} dropped ({_reasons(drops)})")
+        raise DataError(
+            f"no rows are left to train on: {rows_in} read, {drops.total} dropped ({_reasons(drops)}), {len(holdout)} held out"
+        )
     report = {
         "rows_in": rows_in,
         "train_rows": len(train),
@@ -177,17 +184,51 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEnco
     return Prepared(train, holdout, report, key, False)
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of every data file of a cache folder."""
+    out = {}
+    for path in sorted(folder.glob("*/*")):
+        with path.open("rb") as file:
+            out[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return out
+
+
+def _read_cache(folder: Path, key: str) -> Prepared | None:
+    """What a cache folder holds; None if there is none, or not the whole of what was written."""
+    # Written last, so without it the folder is not finished.
+    if not (folder / "report.json").is_file():
+        return None
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        if report.pop("digests") == _digests(folder):
+            return Prepared(RowStore.load(folder / "train"), RowStore.load(folder / "holdout"), report, key, True)
+    except (OSError, ValueError, LookupError, AttributeError):
+        pass  # cut short, or not ours
+    _log.warning("%s: this prepared data is damaged; it is made again", folder)
+    return None
+
+
 def _write_cache(folder: Path, train: RowStore, holdout: RowStore, report: dict[str, Any]) -> None:
     """Write beside the final place and rename: a killed run leaves no half-written cache, and two runs cannot mix."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    partial, damaged = folder.with_name(f".partial-{token}"), folder.with_name(f".damaged-{token}")
     try:
         train.save(partial / "train")
         holdout.save(partial / "holdout")
-        (partial / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
-        # Two processes may have prepared the same data at once: either copy is right, the first one stays.
-        with contextlib.suppress(OSError):
-            partial.rename(folder)
+        text = json.dumps({**report, "digests": _digests(partial)}, indent=1)
+        (partial / "report.json").write_text(text, encoding="utf-8")
+        for _ in range(3):
+            with contextlib.suppress(OSError):
+                partial.rename(folder)
+                return
+            # Two processes may have prepared the same data at once: either copy is right, the first one stays.
+            if _read_cache(folder, "") is not None:
+                return
+            # What stands there is no whole copy and makes way; a process that maps its files keeps them.
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(damaged)
+            shutil.rmtree(damaged, ignore_errors=True)
+        _log.warning("%s: cannot be written, so this data will be prepared again next time", folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -246,20 +287,47 @@ def _reasons(drops: Drops) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in drops.counts.most_common()) or "none"
 
 
-def _check_drops(drops: Drops, rows_in: int, data: DataSection) -> None:
-    """Refuse to go on if too many rows were unusable. Rows that ``overflow: drop`` leaves out were asked for."""
+def _rows_by_source(store: RowStore) -> list[tuple[str, int]]:
+    counts = np.bincount(store.source_of, minlength=len(store.labels))
+    return list(zip(store.labels, counts.tolist(), strict=True))
+
+
+def check_drops(drops: Drops, rows_in: int, data: DataSection, by_source: Iterable[tuple[str, int]]) -> None:
+    """Refuse data of which too much was lost.
+
+    Args:
+        drops: of all sources.
+        rows_in: rows read, dropped ones included.
+        data: its ``max_drop_share`` and ``overflow``. Rows that ``overflow: drop`` leaves out were asked for.
+        by_source: label of each source and the training rows that came out of it.
+
+    Raises:
+        DataError: no rows; a file that broke off, so that nobody knows how many rows were behind; a source that gives no
+            training row at all, however small its share; or more unusable rows than allowed.
+    """
     if rows_in == 0:
         raise DataError("the data sources hold no rows")
+    if drops.counts["broken_file"]:
+        lines = [f"{drop.id}: {drop.detail}" for drop in drops.examples["broken_file"]]
+        raise DataError(
+            "\n".join(["The rows behind a broken one are lost, and nobody knows how many:", *lines, "Mend the file."])
+        )
     unusable = drops.total - (drops.counts["too_long"] if data.overflow == "drop" else 0)
-    if unusable <= data.max_drop_share * rows_in:
-        return
-    lines = [
-        f"{unusable} of {rows_in} rows ({unusable / rows_in:.1%}) cannot be used; data.max_drop_share allows {data.max_drop_share:.1%}."
+    empty = [label for label, rows in by_source if rows == 0]
+    if unusable > data.max_drop_share * rows_in:
+        limit = f"data.max_drop_share allows {data.max_drop_share:.1%}"
+        lines = [f"{unusable} of {rows_in} rows ({unusable / rows_in:.1%}) cannot be used; {limit}.", *_examples(drops)]
+        raise DataError("\n".join([*lines, "Mend the rows, or raise data.max_drop_share."]))
+    if empty:
+        lines = [f"{', '.join(empty)}: this source gives no rows to train on. Left out of all sources:", *_examples(drops)]
+        raise DataError("\n".join([*lines, "Mend its rows, or take the source out of the recipe."]))
+
+
+def _examples(drops: Drops) -> list[str]:
+    return [
+        f"  {reason}: {drops.counts[reason]}, such as {examples[0].id}: {examples[0].detail}"
+        for reason, examples in sorted(drops.examples.items())
     ]
-    for reason, examples in sorted(drops.examples.items()):
-        lines.append(f"  {reason}: {drops.counts[reason]}, such as {examples[0].id}: {examples[0].detail}")
-    lines.append("Mend the rows, or raise data.max_drop_share.")
-    raise DataError("\n".join(lines))
 
 
 def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int) -> npt.NDArray[np.bool_]:
@@ -274,20 +342,15 @@ def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int
         DataError: more held-out rows than rows.
     """
     count = round(wanted * len(marks)) if isinstance(wanted, float) else wanted
-    held = np.zeros(len(marks), dtype=np.bool_)
     if count == 0:
-        return held
+        return np.zeros(len(marks), dtype=np.bool_)
     if count >= len(marks):
         raise DataError(f"data.holdout asks for {count} rows, there are only {len(marks)}")
-    unique, inverse, sizes = np.unique(marks, return_inverse=True, return_counts=True)
-    ranked = sorted(range(len(unique)), key=lambda i: hashlib.sha256(f"{seed}:{unique[i]}".encode()).digest())
-    taken = 0
-    for group in ranked:
-        held |= inverse == group
-        taken += int(sizes[group])
-        if taken >= count:
-            break
-    return held
+    unique, sizes = np.unique(marks, return_counts=True)
+    groups = unique.tolist()
+    ranked = np.asarray(sorted(range(len(groups)), key=lambda i: hashlib.sha256(f"{seed}:{groups[i]}".encode()).digest()))
+    enough = int(np.searchsorted(np.cumsum(sizes[ranked]), count)) + 1
+    return np.isin(marks, unique[ranked[:enough]])
 
 
 def running_numbers(count: int) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from sft.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
+_PATIENCE = 10_000  # epochs without a single row before weights count as a mistake
 
 
 def epoch_order(weights: Sequence[float], source_of: npt.NDArray[np.integer], seed: int, epoch: int) -> IntArray:
@@ -68,8 +69,25 @@ def split_evenly(lengths: Sequence[int], bins: int) -> list[list[int]]:
     return [sorted(members[b]) for b in sorted(range(bins), key=lambda b: (-loads[b], b))]
 
 
-def _fullest(lengths: Sequence[int], bins: int) -> int:
-    return max(sum(lengths[i] for i in part) for part in split_evenly(lengths, bins))
+def split_rectangles(lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Split rows over padded rectangles so that padding is small: sorted by length, equal counts (the short rows take the rest).
+
+    Returns:
+        As :func:`split_evenly`: ``bins`` lists of positions, largest rectangle first, empty ones last. Deterministic.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    base, extra = divmod(len(order), bins)
+    parts, at = [], 0
+    for b in range(bins):
+        size = base + (1 if b >= bins - extra else 0)
+        parts.append(sorted(order[at : at + size]))
+        at += size
+    return sorted(parts, key=lambda part: -_area(lengths, part))  # stable, so ties stay longest first
+
+
+def _area(lengths: Sequence[int], part: Sequence[int]) -> int:
+    """Tokens of a padded rectangle, padding included."""
+    return len(part) * max((lengths[i] for i in part), default=0)
 
 
 @dataclass(slots=True)
@@ -80,7 +98,7 @@ class StepPlan:
         lengths: tokens of each row, ``[rows]``.
         trained: learnt tokens of each row, ``[rows]``.
         steps: row indices of each optimiser step, in draw order.
-        epoch_ends: number of steps after which each epoch ends.
+        epoch_ends: number of steps after which each epoch ends, were the run not cut; the same as before for one without rows.
         accumulation: A, micro-batches per step and rank.
         world: ranks.
         capacity: most tokens of a micro-batch; for padded batches, of its rectangle.
@@ -120,10 +138,10 @@ class StepPlan:
         return int(self.lengths[self.steps[step]].sum())
 
     def epoch_at(self, step: int) -> float:
-        """Epochs completed after ``step`` steps."""
+        """Epochs completed after ``step`` steps, a whole number exactly at the end of each; epochs without rows pass at once."""
         begin = 0
         for epoch, end in enumerate(self.epoch_ends):
-            if step <= end:
+            if step < end:
                 return epoch + (step - begin) / (end - begin)
             begin = end
         return float(len(self.epoch_ends))
@@ -144,30 +162,41 @@ class StepPlan:
         return f"{rows} rows per step = {self.accumulation} micro-batches x {self.world} GPUs x {each:.1f} rows"
 
 
-def split_rectangles(lengths: Sequence[int], bins: int) -> list[list[int]]:
-    """Split rows over bins by length, so that padding is small: sorted by length, equal counts. Fullest rectangle first."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    base, extra = divmod(len(order), bins)
-    parts, at = [], 0
-    for b in range(bins):
-        size = base + (1 if b >= bins - extra else 0)
-        parts.append(sorted(order[at : at + size]))
-        at += size
-    return parts
+def smallest_accumulation(lengths: Sequence[int], world: int, capacity: int, padded: bool, start: int = 1) -> int:
+    """Smallest A >= ``start`` with which no micro-batch of a step holds more than ``capacity`` tokens.
 
+    More bins never make the largest one larger, so the answer can be bisected:
 
-def _needed(lengths: list[int], world: int, capacity: int, padded: bool, start: int) -> int:
-    """Smallest A >= start that holds one step."""
-    a = max(start, 1 if padded else math.ceil(sum(lengths) / (world * capacity)))
-    while True:
+    - flat: give longest-first filling one more bin, and before and after every row its loads, without the smallest, are at most
+      the loads of the run with fewer bins, in order; the row goes to the emptiest bin in both.
+    - padded: with one more bin every count is the same or smaller, and the first row of the first bin with a given count moves
+      towards shorter rows.
+
+    Args:
+        lengths: tokens of each row of the step, none above ``capacity``.
+        world: ranks.
+        capacity: most tokens of a flat micro-batch, or of a padded rectangle.
+        padded: rectangles instead of flat rows.
+        start: not below this.
+    """
+
+    def holds(accumulation: int) -> bool:
+        bins = accumulation * world
         if padded:
-            parts = split_rectangles(lengths, a * world)
-            load = max(len(p) * max(lengths[i] for i in p) for p in parts if p)
-        else:
-            load = _fullest(lengths, a * world)
-        if load <= capacity:
-            return a
-        a += 1
+            return max(_area(lengths, part) for part in split_rectangles(lengths, bins)) <= capacity
+        return max(sum(lengths[i] for i in part) for part in split_evenly(lengths, bins)) <= capacity
+
+    low = max(start, math.ceil(sum(lengths) / (world * capacity)))  # fewer have no room for the tokens, padding aside
+    if holds(low):
+        return low
+    stride = 1  # invariant: ``low`` does not hold; with a bin per row everything does
+    while not holds(low + stride):
+        low, stride = low + stride, 2 * stride
+    high = low + stride
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def group_steps(order: IntArray, lengths: IntArray, examples: int | None, tokens: int | None) -> list[IntArray]:
@@ -212,7 +241,7 @@ def plan_steps(
     """Lay out every step of a run and fix the number of micro-batches per step.
 
     Raises:
-        DataError: no rows, or a row longer than a micro-batch.
+        DataError: no rows, weights that draw none, or a row longer than a micro-batch.
     """
     if len(lengths) == 0:
         raise DataError("no rows are left to train on")
@@ -221,28 +250,43 @@ def plan_steps(
             f"a row of {int(lengths.max())} tokens does not fit train.tokens_per_device = {tokens_per_device}; "
             "lower data.max_length or raise it"
         )
+
+    def groups_of(epoch: int) -> list[IntArray]:
+        return group_steps(epoch_order(weights, source_of, seed, epoch), lengths, examples_per_step, tokens_per_step)
+
+    steps, ends = _lay_out(groups_of, epochs, max_steps)
+    accumulation = 1
+    for rows in steps:
+        accumulation = smallest_accumulation(lengths[rows].tolist(), world, tokens_per_device, padded, accumulation)
+    return StepPlan(lengths, trained, steps, ends, accumulation, world, tokens_per_device, padded)
+
+
+def _lay_out(
+    groups_of: Callable[[int], list[IntArray]], epochs: float | None, max_steps: int | None
+) -> tuple[list[IntArray], list[int]]:
+    """Steps of a run, and the step counts at which its epochs end.
+
+    An epoch without rows (a source of two rows at weight 0.1 has nine in ten) is passed over. The share of a last, partial epoch
+    is rounded up to whole steps, and a run has at least one.
+    """
     steps: list[IntArray] = []
     ends: list[int] = []
-    epoch = 0
     while True:
-        groups = group_steps(epoch_order(weights, source_of, seed, epoch), lengths, examples_per_step, tokens_per_step)
-        if not groups:
-            raise DataError("the source weights leave no rows in an epoch; raise data.sources[].weight")
-        steps += groups
+        steps += groups_of(len(ends))
         ends.append(len(steps))
-        epoch += 1
-        if epochs is not None and epoch >= epochs:
+        if epochs is not None and len(ends) >= epochs:
             break
         if max_steps is not None and len(steps) >= max_steps:
             break
+        if not steps and len(ends) == _PATIENCE:
+            break
+    if not steps:
+        raise DataError(f"the source weights leave no rows in any of {len(ends):,} epochs; raise data.sources[].weight")
     total = len(steps)
-    if epochs is not None:
+    if epochs is not None and len(ends) >= epochs:
         last = ends[-1] - (ends[-2] if len(ends) > 1 else 0)
-        total = len(steps) - last + math.ceil(last * (epochs - (epoch - 1)) - 1e-9)
+        # 1e-9: the last 0.1 of 1.1 epochs of 30 steps is 3.0000000000000027 in floating point, and means 3.
+        total -= last - math.ceil(last * (epochs - (len(ends) - 1)) - 1e-9)
     if max_steps is not None:
         total = min(total, max_steps)
-    steps = steps[:total]
-    accumulation = 1
-    for rows in steps:
-        accumulation = _needed(lengths[rows].tolist(), world, tokens_per_device, padded, accumulation)
-    return StepPlan(lengths, trained, steps, ends, accumulation, world, tokens_per_device, padded)
+    return steps[: max(total, 1)], ends

@@ -8,8 +8,8 @@
     specials ^^^                                      ^^^^    written by the template, so they become special ids
 
 Templates are Jinja with ``{% generation %}`` marks (the transformers convention). What the trainer renders is what the exported
-tokenizer renders: one source, with a prelude for the recipe's choices. Text inside messages can never become a special token:
-anything that looks like one is broken by a private mark while rendering, and the mark is taken out afterwards.
+tokenizer renders: one source, with a prelude for the recipe's system message. A special token is recognised only where the template
+wrote every character of it: what could pass for a piece of one in a message is rendered in disguise, character by character.
 """
 
 from __future__ import annotations
@@ -17,27 +17,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import cast
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sft.data.conversation import ROLES, Conversation, Role, Turn, fold_inputs
+from sft.data.marks import PRIVATE, PRIVATE_FIRST, Disguise, compile_template, take_marks, without_marks
 from sft.errors import TemplateError
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
 
-# Plane 16 is private use and empty in practice; rows that contain it are dropped with a reason (tokenize.py).
-PRIVATE_FIRST, PRIVATE_LAST = "\U00100000", "\U0010ffff"
-_OPEN, _CLOSE, _BREAK = "\U0010fff0", "\U0010fff1", "\U0010fff2"
-
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
@@ -79,13 +72,15 @@ class ChatTemplate:
 
     Attributes:
         name: file name without ending, ``tokenizer``, or the path that the recipe gave.
-        source: Jinja text, marks and recipe prelude included. Its bytes are the fingerprint.
+        source: Jinja text, marks included, without the recipe's system message.
         stop: text that ends every trained answer; "" for the tokenizer's EOS.
         roles: roles the template writes itself (``input`` is folded into the user turn if it is missing here).
         multi_turn: False refuses conversations with more than one answer.
         only_last: True if just the last answer carries a stop token, so that ``train_on: last`` is the only sound policy.
-        tokens: special tokens that the tokenizer must have (they are added to it if missing).
+        tokens: special tokens that the tokenizer must have (``repair_tokens`` adds them when a model is loaded).
         proven: True if the prompt is a prefix of the text by construction (our own files, tested); others are checked row by row.
+        system: the recipe's system message, for conversations without one. Training inserts it as a turn, so that it is guarded
+            like any other message; a server gets it as a prelude of the source.
     """
 
     name: str
@@ -96,53 +91,36 @@ class ChatTemplate:
     only_last: bool = False
     tokens: tuple[str, ...] = ()
     proven: bool = False
+    system: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the source."""
-        return hashlib.sha256(self.source.encode()).hexdigest()
+        """sha256 of the whole source, recipe's system message included."""
+        return hashlib.sha256(self.full_source().encode()).hexdigest()
 
     @property
     def marked(self) -> bool:
         """Whether the source carries ``{% generation %}`` marks."""
         return _GENERATION_TAG.search(self.source) is not None
 
+    def full_source(self) -> str:
+        """The source with the recipe's system message in it: alone, it renders what training renders."""
+        return self._prelude() + self.source
+
     def served_source(self) -> str:
-        """The source without marks, for engines whose Jinja does not know them. It renders the same text."""
-        return _GENERATION_TAG.sub(lambda m: "{#" + m[1] + " " + m[2] + "#}", self.source)
+        """The full source without marks, for engines whose Jinja does not know them. It renders the same text."""
+        return self._prelude() + _GENERATION_TAG.sub(lambda m: "{#" + m[1] + " " + m[2] + "#}", self.source)
 
-
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}``: the transformers tag, here putting private marks around the block."""
-
-    tags: ClassVar[set[str]] = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_mark")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Callable[[], str]) -> str:
-        return _OPEN + caller() + _CLOSE
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-@lru_cache(maxsize=64)
-def _compile(source: str) -> jinja2.Template:
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    env.filters["tojson"] = _tojson
-    env.globals["raise_exception"] = _raise
-    return env.from_string(source)
+    def _prelude(self) -> str:
+        if self.system is None:
+            return ""
+        # JSON escapes are Jinja escapes as long as no surrogate pair is written. The final newline is eaten (trim_blocks); behind
+        # it the source begins on a line of its own, so that its first blank characters are treated as without a prelude.
+        return (
+            "{%- if not messages or messages[0]['role'] != 'system' -%}{%- set messages = [{'role': 'system', 'content': "
+            + json.dumps(self.system, ensure_ascii=False)
+            + "}] + messages -%}{%- endif %}\n"
+        )
 
 
 def _header(source: str, path: Path) -> dict[str, str]:
@@ -181,22 +159,19 @@ def load_template(name: str, *, system: str | None = None, tokenizer_source: str
                 f"template.name: no template {name!r}; there are {', '.join(builtin_names())}, tokenizer, or a path"
             )
         found = _from_file(name, path, own=path.parent == TEMPLATE_DIR)
-    source = found.source
     if system is not None:
         if "system" not in found.roles:
             raise TemplateError(f"template.system: {name} has no place for a system message; remove it")
-        text = json.dumps(system, ensure_ascii=True)
-        source = (
-            "{%- if not messages or messages[0]['role'] != 'system' -%}"
-            "{%- set messages = [{'role': 'system', 'content': " + text + "}] + messages -%}{%- endif -%}" + source
-        )
+        if PRIVATE.search(system) or _SURROGATE.search(system):
+            raise TemplateError(
+                f"template.system: {system!r} holds plane 16 private-use characters or half surrogates; remove them"
+            )
+        found = replace(found, system=system)
     try:
-        _compile(source)
+        compile_template(found.source)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"{name}:{error.lineno}: not a valid Jinja template: {error.message}") from None
-    return ChatTemplate(
-        found.name, source, found.stop, found.roles, found.multi_turn, found.only_last, found.tokens, found.proven
-    )
+    return found
 
 
 def _from_file(name: str, path: Path, own: bool) -> ChatTemplate:
@@ -206,7 +181,10 @@ def _from_file(name: str, path: Path, own: bool) -> ChatTemplate:
     unknown = [role for role in roles if role not in ROLES]
     if unknown:
         raise TemplateError(f"{path}:1: unknown role {unknown[0]!r} in the header; known are {', '.join(ROLES)}")
-    stop = json.loads(header["stop"]) if header.get("stop", "eos") != "eos" else ""
+    try:
+        stop = json.loads(header["stop"]) if header.get("stop", "eos") != "eos" else ""
+    except json.JSONDecodeError:
+        raise TemplateError(f'{path}:1: stop: {header["stop"]} is neither eos nor a quoted string such as "\\n###"') from None
     return ChatTemplate(
         name=name,
         source=source,
@@ -226,17 +204,7 @@ def with_bos_policy(template: ChatTemplate, writes_bos: bool) -> ChatTemplate:
     """
     if writes_bos or not template.proven:
         return template
-    source = "{%- set bos_token = '' -%}" + template.source
-    return ChatTemplate(
-        template.name,
-        source,
-        template.stop,
-        template.roles,
-        template.multi_turn,
-        template.only_last,
-        template.tokens,
-        template.proven,
-    )
+    return replace(template, source="{%- set bos_token = '' -%}" + template.source)
 
 
 class RenderRefused(ValueError):
@@ -253,16 +221,16 @@ class Renderer:
 
     template: ChatTemplate
     tokens: SpecialTokens
-    _scan: re.Pattern[str] = field(init=False)
-    _guard: re.Pattern[str] | None = field(init=False)
-    _private: re.Pattern[str] = field(init=False)
+    _guard: Disguise = field(init=False)
+    _head: tuple[Turn, ...] = field(init=False)
+    _named: dict[str, str] = field(init=False)
+    _marked: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Longest first: the tokenizer's own matcher takes the leftmost longest token.
-        control = sorted((re.escape(t) for t in self.tokens.control if t), key=len, reverse=True)
-        self._guard = re.compile("|".join(control)) if control else None
-        self._scan = re.compile("|".join([f"[{_OPEN}-{_BREAK}]", *control]))
-        self._private = re.compile(f"[{PRIVATE_FIRST}-{PRIVATE_LAST}]")
+        self._marked = self.template.marked
+        self._guard = Disguise(self.tokens.control)
+        self._head = () if self.template.system is None else (Turn("system", self.template.system),)
+        self._named = {**dict(self.tokens.named), "bos_token": self.tokens.bos, "eos_token": self.tokens.eos}
 
     @property
     def stop(self) -> str:
@@ -275,113 +243,144 @@ class Renderer:
         Raises:
             RenderRefused: the template cannot write it, or its spans cannot be trusted.
         """
-        turns = self._turns(conversation)
+        turns = self._with_system(self.turns_of(conversation))
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
         if len(answers) > 1 and not self.template.multi_turn:
-            raise RenderRefused(
-                "template_refused", f"the template {self.template.name} holds one answer, this row has {len(answers)}"
-            )
-        rendered = self._finish(self._raw(turns, prompt=False))
-        if self.template.marked:
-            if not self.template.proven:
-                self._check_prefixes(turns, answers, rendered)
-        else:
+            detail = f"the template {self.template.name} holds one answer, this row has {len(answers)}"
+            raise RenderRefused("template_refused", detail)
+        rendered = self._write(turns, prompt=False)
+        if not self._marked:
             rendered = self._derive_spans(turns, answers, rendered)
         if len(rendered.spans) != len(answers):
             raise RenderRefused(
                 "span_mismatch", f"the template marked {len(rendered.spans)} answers, the conversation has {len(answers)}"
             )
+        if self._marked and not self.template.proven:
+            self._check_spans(turns, answers, rendered)
         return rendered
 
     def prompt(self, conversation: Conversation) -> Rendered:
         """Render what precedes the next answer: the inference prompt. The last turn is not an assistant turn."""
-        return self._finish(self._raw(self._turns(conversation), prompt=True))
+        return self._write(self._with_system(self.turns_of(conversation)), prompt=True)
 
-    def _turns(self, conversation: Conversation) -> tuple[Turn, ...]:
+    def turns_of(self, conversation: Conversation) -> tuple[Turn, ...]:
+        """The turns as the template gets them from a conversation (inputs folded), without the recipe's system message.
+
+        Raises:
+            RenderRefused: a turn that the template cannot write.
+        """
         if "input" not in self.template.roles:
             conversation = fold_inputs(conversation)
-        for turn in conversation.turns:
+        for i, turn in enumerate(conversation.turns):
             if turn.role not in self.template.roles:
                 raise RenderRefused("template_refused", f"the template {self.template.name} has no {turn.role} role")
-            if self._private.search(turn.content):
+            if turn.role == "system" and i > 0:
+                raise RenderRefused(
+                    "template_refused", "a system turn that is not the first would be lost; move it to the front"
+                )
+            if not turn.content.isascii() and PRIVATE.search(turn.content):
                 raise RenderRefused("private_use_character", "the text contains plane 16 private-use characters; remove them")
         return conversation.turns
 
-    def _raw(self, turns: Sequence[Turn], prompt: bool) -> str:
-        messages = [{"role": turn.role, "content": self._protect(turn.content)} for turn in turns]
-        named = dict(self.tokens.named)
+    _turns = turns_of
+
+    def places(self, conversation: Conversation, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Where some turns of :meth:`turns_of` stand in the rendered text, first to last character that the template kept.
+
+        Found by rendering again with every other character (blank ones too, if the template is ours) in their place.
+        """
+        turns = self._with_system(self.turns_of(conversation))
+        shift = len(turns) - len(self.turns_of(conversation))
+        text, other = self._served(turns, prompt=False), re.compile(r"[\s\S]" if self.template.proven else r"\S")
+        found = []
+        for index in (i + shift for i in indices if other.search(turns[i + shift].content)):
+            masked = replace(turns[index], content=other.sub(PRIVATE_FIRST, turns[index].content))
+            changed = self._served((*turns[:index], masked, *turns[index + 1 :]), prompt=False)
+            differ = [i for i, char in enumerate(changed) if char == PRIVATE_FIRST]
+            if len(changed) != len(text) or not differ:
+                detail = f"the template does not write turn {index} as it is, so it cannot be masked"
+                raise RenderRefused("turn_not_rendered", detail)
+            found.append((differ[0], differ[-1] + 1))
+        return found
+
+    def _with_system(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        return turns if turns and turns[0].role == "system" else self._head + turns
+
+    def _raw(self, turns: Sequence[Turn], contents: Iterable[str], prompt: bool) -> str:
+        messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents, strict=True)]
         try:
-            return _compile(self.template.source).render(
-                messages=messages,
-                add_generation_prompt=prompt,
-                tools=None,
-                **{**named, "bos_token": self.tokens.bos, "eos_token": self.tokens.eos},
+            return compile_template(self.template.source).render(
+                messages=messages, add_generation_prompt=prompt, tools=None, **self._named
             )
         except jinja2.TemplateError as error:
             raise RenderRefused("template_refused", f"the template {self.template.name} refused: {error.message}") from None
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise RenderRefused("template_refused", f"the template {self.template.name} failed: {error}") from None
 
-    def _protect(self, text: str) -> str:
-        """Break every special token that is written in a message after its first character."""
-        if self._guard is None or not self._guard.search(text):
-            return text
-        return self._guard.sub(lambda m: m[0][0] + _BREAK + m[0][1:], text)
+    def _served(self, turns: Sequence[Turn], prompt: bool) -> str:
+        """The text alone, as a server renders it: no disguise, no marks."""
+        return without_marks(self._raw(turns, (turn.content for turn in turns), prompt))
+
+    def _write(self, turns: Sequence[Turn], prompt: bool) -> Rendered:
+        """Render with messages in disguise, so that special tokens are found only where the template wrote all of them.
+
+        A template of ours writes messages whole. One that is not may cut, trim or search them: every character that occurs in a
+        special token is hidden then, or, if the template minds that, only what spells one; its text must come out as served.
+        """
+        if self.template.proven:
+            return self._finish(self._raw(turns, [self._guard.pieces(turn.content) for turn in turns], prompt))
+        served = self._served(turns, prompt)
+        for hide in (self._guard.everything, self._guard.pieces):
+            try:
+                found = self._finish(self._raw(turns, [hide(turn.content) for turn in turns], prompt))
+            except RenderRefused:
+                continue
+            if found.text == served:
+                return found
+        raise RenderRefused(
+            "prompt_not_prefix",
+            "the template rewrites special tokens that a message spells, so training and inference would render it differently",
+        )
 
     def _finish(self, raw: str) -> Rendered:
-        """Take the private marks out of a render and turn them into positions."""
-        pieces: list[str] = []
-        spans: list[tuple[int, int]] = []
-        specials: list[tuple[int, int]] = []
-        length = last = start = 0
-        for match in self._scan.finditer(raw):
-            pieces.append(raw[last : match.start()])
-            length += match.start() - last
-            last = match.end()
-            found = match[0]
-            if found == _OPEN:
-                start = length
-            elif found == _CLOSE:
-                spans.append((start, length))
-            elif found != _BREAK:
-                specials.append((length, length + len(found)))
-                pieces.append(found)
-                length += len(found)
-        pieces.append(raw[last:])
-        return Rendered("".join(pieces), tuple(spans), tuple(specials))
+        try:
+            hidden, spans = take_marks(raw)
+        except ValueError as error:
+            raise RenderRefused("span_mismatch", f"in the template {self.template.name}, {error}") from None
+        text, specials = self._guard.uncover(hidden)
+        return Rendered(text, spans, specials)
 
-    def _check_prefixes(self, turns: Sequence[Turn], answers: Iterable[int], rendered: Rendered) -> None:
-        """For templates that are not ours: the prompt before each answer must be what inference would render."""
-        for (start, _), index in zip(rendered.spans, answers, strict=False):
-            prompt = self._finish(self._raw(turns[:index], prompt=True)).text
-            if prompt != rendered.text[:start]:
-                raise RenderRefused(
-                    "prompt_not_prefix",
-                    f"the prompt before answer {index} renders differently in training and inference: {_differ(prompt, rendered.text)}",
-                )
+    def _check_spans(self, turns: Sequence[Turn], answers: Iterable[int], rendered: Rendered) -> None:
+        """For templates that are not ours: each prompt, and each answer as history, must be what inference would render."""
+        for (start, end), index in zip(rendered.spans, answers, strict=True):
+            if any(a < edge < b for a, b in rendered.specials for edge in (start, end)):
+                raise RenderRefused("span_mismatch", "the template's generation marks stand inside a special token")
+            _same(self._served(turns[:index], prompt=True), rendered.text[:start], f"the prompt before answer {index}")
+            if index + 1 < len(turns):
+                upto = self._served(turns[: index + 1], prompt=False)
+                _same(upto[:end], rendered.text[:end], f"answer {index} as history")
 
     def _derive_spans(self, turns: Sequence[Turn], answers: Iterable[int], rendered: Rendered) -> Rendered:
         """Find the answers of an unmarked template by rendering every prefix, and verify what was found.
 
         The span starts where the inference prompt ends and runs through the first stop token after the answer.
         """
-        spans = []
+        spans, text = [], rendered.text
         for index in answers:
-            prompt = self._finish(self._raw(turns[:index], prompt=True)).text
-            upto = self._finish(self._raw(turns[: index + 1], prompt=False)).text
-            if not rendered.text.startswith(prompt):
-                raise RenderRefused(
-                    "prompt_not_prefix", f"the prompt before answer {index} is no prefix: {_differ(prompt, rendered.text)}"
-                )
+            prompt = self._served(turns[:index], prompt=True)
+            upto = self._served(turns[: index + 1], prompt=False)
+            _same(prompt, text[: len(prompt)], f"the prompt before answer {index}")
+            _same(prompt, upto[: len(prompt)], f"the prompt before answer {index}")
             answer = turns[index].content.strip()
-            at = rendered.text.find(answer, len(prompt))
-            if at < 0 or rendered.text[len(prompt) : at].strip():
+            at = upto.find(answer, len(prompt))
+            if at < 0 or upto[len(prompt) : at].strip():
                 raise RenderRefused("answer_not_rendered", f"the template does not write answer {index} right after its prompt")
-            end = self._stop_end(rendered, at + len(answer), limit=len(upto))
-            if rendered.text[:end] != upto[:end]:
-                raise RenderRefused("prompt_not_prefix", f"answer {index} is written differently when turns follow it")
+            end = at + len(answer)
+            _same(upto[:end], text[:end], f"answer {index} as history")
+            end = self._stop_end(rendered, end, limit=len(upto))
+            _same(upto[:end], text[:end], f"answer {index} as history")
             spans.append((len(prompt), end))
-        return Rendered(rendered.text, tuple(spans), rendered.specials)
+        return replace(rendered, spans=tuple(spans))
 
     def _stop_end(self, rendered: Rendered, after: int, limit: int) -> int:
         for start, end in rendered.specials:
@@ -390,6 +389,11 @@ class Renderer:
         raise RenderRefused("stop_not_rendered", "no stop token follows the answer, so the model could never learn to stop")
 
 
-def _differ(left: str, right: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
-    return f"at character {at}: {left[at : at + 24]!r} against {right[at : at + 24]!r}"
+def _same(served: str, trained: str, what: str) -> None:
+    if served != trained:
+        at = next(i for i in range(len(served) + 1) if served[i : i + 1] != trained[i : i + 1])
+        raise RenderRefused(
+            "prompt_not_prefix",
+            f"{what} renders differently in training and inference: at character {at}: "
+            f"{trained[at : at + 24]!r} against {served[at : at + 24]!r}",
+        )

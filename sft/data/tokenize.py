@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sft.data.conversation import Conversation, Drop, Turn
-from sft.data.template import PRIVATE_FIRST, ChatTemplate, Rendered, Renderer, RenderRefused, SpecialTokens, with_bos_policy
+from sft.data.marks import PRIVATE_FIRST
+from sft.data.template import ChatTemplate, Rendered, Renderer, RenderRefused, SpecialTokens, with_bos_policy
 from sft.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def stand_in_tokenizer(tokenizer: PreTrainedTokenizerBase, control: Sequence[str
         The copy (no post-processor, no padding, no truncation) and the map from token to stand-in.
 
     Raises:
-        TokenizerError: no Rust backend, or the copy does not keep the ids.
+        TokenizerError: no Rust backend, a control token that ordinary text needs as a piece, or a copy that does not keep the ids.
     """
     from tokenizers import Tokenizer
 
@@ -113,17 +115,60 @@ def stand_in_tokenizer(tokenizer: PreTrainedTokenizerBase, control: Sequence[str
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = spec["model"]
+    _refuse_needed_pieces(spec, names)
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = {names.get(piece, piece): index for piece, index in model["vocab"].items()}
     elif isinstance(model.get("vocab"), list):
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    copy = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+    try:
+        copy = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+    except Exception as error:  # the bindings raise nothing more specific
+        raise TokenizerError(
+            f"the tokenizer cannot be copied with its special tokens ({', '.join(control)}) renamed: {error}; "
+            "re-save it, or take those that are ordinary text out of its special tokens"
+        ) from None
     for token, stand_in in names.items():
         if copy.token_to_id(stand_in) != backend.token_to_id(token):
             raise TokenizerError(f"the special token {token!r} has no stable id in tokenizer.json; re-save the tokenizer")
     return copy, names
+
+
+def _refuse_needed_pieces(spec: dict[str, Any], control: Collection[str]) -> None:
+    """Ordinary text must not need a control token as a piece: renaming it would take that text out of the vocabulary."""
+    model = spec["model"]
+    if model.get("type") != "BPE":
+        return
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    used = {piece for left, right in merges for piece in (left, right, left + right)}
+    byte_fallback = bool(model.get("byte_fallback"))
+    for token in control:
+        # A letter, or one of the byte pieces that stand in for letters, is needed without any merge.
+        letter = len(token) == 1 and token in model["vocab"] and not byte_fallback
+        byte = byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", token)
+        if token in used or letter or byte:
+            raise TokenizerError(
+                f"the special token {token!r} is also a piece that ordinary text is made of (a letter, or a step of a merge), so the "
+                "two cannot be told apart; choose another string for it, or take it out of the tokenizer's special tokens"
+            )
+
+
+def learnt_answers(conversation: Conversation, train_on: Policy) -> list[bool]:
+    """Whether each assistant turn is learnt: what the turn itself says, else the policy."""
+    answers = [turn.train for turn in conversation.turns if turn.role == "assistant"]
+    return [train_on != "last" or i == len(answers) - 1 if train is None else train for i, train in enumerate(answers)]
+
+
+class _Kept(NamedTuple):
+    """A rendered row on its way to ids: ``text`` has stand-ins at ``marks``; ``muted`` is what ``train_on: all`` leaves out."""
+
+    number: int
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    marks: tuple[int, ...]
+    chosen: list[int]
+    muted: tuple[tuple[int, int], ...]
 
 
 class RowEncoder:
@@ -135,7 +180,8 @@ class RowEncoder:
         train_on: ``assistant``, ``last`` or ``all``.
 
     Raises:
-        TokenizerError: no EOS token where the template needs one, or no usable backend.
+        TokenizerError: no EOS token where the template needs one, special tokens of the template missing, a policy that the template
+            cannot serve, or no usable backend.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, train_on: Policy = "assistant") -> None:
@@ -145,7 +191,13 @@ class RowEncoder:
             raise TokenizerError(
                 "the tokenizer has no EOS token (or an empty one), so an answer could never end; set eos_token"
             )
-        if template.only_last and train_on == "assistant":
+        missing = [token for token in template.tokens if token not in tokens.control]
+        if missing:
+            raise TokenizerError(
+                f"the template {template.name} writes {', '.join(missing)}, which this tokenizer would cut into plain text; "
+                "add them as special tokens, or choose another template"
+            )
+        if template.only_last and train_on != "last":
             raise TokenizerError(
                 f"the template {template.name} ends only the last answer with a stop token; set template.train_on: last"
             )
@@ -155,6 +207,16 @@ class RowEncoder:
         self.renderer = Renderer(template, tokens)
         self.train_on = train_on
         self._backend, self._names = stand_in_tokenizer(tokenizer, tokens.control)
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer's copy that knows special tokens by their stand-ins only."""
+        return self._backend
+
+    @property
+    def stand_ins(self) -> dict[str, str]:
+        """Special token -> the private character that stands for it in the backend."""
+        return self._names
 
     def encode_text(self, rendered: Rendered) -> tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]]:
         """The text with stand-ins, its spans in the new positions, and the positions of the stand-ins."""
@@ -192,54 +254,65 @@ class RowEncoder:
         probe = Conversation("probe", (Turn("user", "a"), Turn("assistant", "b")), "probe")
         rendered = self.renderer.render(probe)
         end = rendered.spans[-1][1]
-        ids = [self._backend.token_to_id(self._names[rendered.text[a:b]]) for a, b in rendered.specials if b == end]
-        strings = [] if ids else [self.renderer.stop]
-        eos = self.renderer.tokens.eos
-        if eos in self._names:
-            ids.append(self._backend.token_to_id(self._names[eos]))
-        return list(dict.fromkeys(ids)), strings
+        names = [rendered.text[a:b] for a, b in rendered.specials if b == end]
+        strings = [] if names else [self.renderer.stop]
+        names += [token for token in (self.renderer.tokens.eos,) if token in self._names]
+        ids = (self._backend.token_to_id(self._names[name]) for name in names)
+        return list(dict.fromkeys(token for token in ids if token is not None)), strings
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokenized | Drop]:
         """Encode and verify a batch, in order; a row that fails any check comes back as a drop."""
         out: list[Tokenized | Drop | None] = [None] * len(conversations)
-        kept: list[tuple[int, str, tuple[tuple[int, int], ...], tuple[int, ...], list[int]]] = []
+        kept: list[_Kept] = []
         for i, conversation in enumerate(conversations):
             try:
                 rendered = self.renderer.render(conversation)
-                chosen = self._chosen(conversation, rendered)
+                chosen, muted = self._chosen(conversation, rendered)
             except RenderRefused as refusal:
                 out[i] = Drop(conversation.id, refusal.reason, refusal.detail)
                 continue
-            text, spans, marks = self.encode_text(rendered)
-            kept.append((i, text, spans, marks, chosen))
-        encodings = self._backend.encode_batch([row[1] for row in kept], add_special_tokens=False)
+            answers = len(rendered.spans)
+            text, spans, marks = self.encode_text(Rendered(rendered.text, rendered.spans + muted, rendered.specials))
+            kept.append(_Kept(i, text, spans[:answers], marks, chosen, spans[answers:]))
+        encodings = self._backend.encode_batch([row.text for row in kept], add_special_tokens=False)
         self._verify(conversations, kept, encodings, out)
         return [row for row in out if row is not None]
 
-    def _chosen(self, conversation: Conversation, rendered: Rendered) -> list[int]:
-        """Indices of the answers that are learnt, by policy and per-turn override."""
-        answers = [turn for turn in conversation.turns if turn.role == "assistant"]
-        chosen = []
-        for i, turn in enumerate(answers):
-            by_policy = self.train_on != "last" or i == len(answers) - 1
-            if by_policy if turn.train is None else turn.train:
-                chosen.append(i)
-                start, end = rendered.spans[i]
-                stopped = rendered.text[start:end].endswith(self.renderer.stop)
-                if not self.template.proven and not stopped:  # a foreign template may end its turns with another token
-                    stopped = any(special_end == end for _, special_end in rendered.specials)
-                if not stopped:
-                    raise RenderRefused(
-                        "stop_not_rendered", f"answer {i} does not end with its stop token {self.renderer.stop!r}"
-                    )
-        if not chosen and self.train_on != "all":
-            raise RenderRefused("nothing_trained", "every assistant turn of this row is marked train: false")
-        return chosen
+    def _chosen(self, conversation: Conversation, rendered: Rendered) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """The answers that are learnt, and the characters that ``train_on: all`` leaves out because their turn says so."""
+        learnt = learnt_answers(conversation, self.train_on)
+        chosen = [i for i, yes in enumerate(learnt) if yes]
+        for i in chosen:
+            if not self._stopped(rendered, *rendered.spans[i]):
+                raise RenderRefused("stop_not_rendered", f"answer {i} does not end with its stop token {self.renderer.stop!r}")
+        if self.train_on == "all":
+            if all(turn.train is not False for turn in conversation.turns):
+                return chosen, ()
+            turns = self.renderer.turns_of(conversation)
+            others = [i for i, turn in enumerate(turns) if turn.train is False and turn.role != "assistant"]
+            unlearnt = [span for span, yes in zip(rendered.spans, learnt, strict=True) if not yes]
+            return chosen, (*unlearnt, *self.renderer.places(conversation, others))
+        if not chosen:
+            which = "the last" if self.train_on == "last" else "every"
+            raise RenderRefused(
+                "nothing_trained",
+                f"template.train_on is {self.train_on}, and {which} assistant turn of this row is marked train: false",
+            )
+        return chosen, ()
+
+    def _stopped(self, rendered: Rendered, start: int, end: int) -> bool:
+        """Whether an answer ends with its stop: the token itself if it is one, not text that spells it."""
+        stop = self.renderer.stop
+        if stop in self._names and (end - len(stop), end) in rendered.specials:
+            return True
+        if not self.template.proven and any(a >= start and b == end for a, b in rendered.specials):
+            return True  # a foreign template may end its turns with another token
+        return stop not in self._names and rendered.text[start:end].endswith(stop)
 
     def _verify(
         self,
         conversations: Sequence[Conversation],
-        kept: list[tuple[int, str, tuple[tuple[int, int], ...], tuple[int, ...], list[int]]],
+        kept: list[_Kept],
         encodings: list[Encoding],
         out: list[Tokenized | Drop | None],
     ) -> None:
@@ -248,7 +321,7 @@ class RowEncoder:
         tail_checks: list[tuple[int, list[int]]] = []
         spans_ids: list[list[int]] = []
         span_checks: list[tuple[int, str]] = []
-        for (i, text, spans, marks, chosen), encoding in zip(kept, encodings, strict=True):
+        for (i, text, spans, marks, chosen, muted), encoding in zip(kept, encodings, strict=True):
             conversation = conversations[i]
             try:
                 bounds = [_token_bounds(encoding, start, end, len(text)) for start, end in spans]
@@ -258,7 +331,9 @@ class RowEncoder:
             ids = encoding.ids
             mask = np.zeros(len(ids), dtype=np.bool_)
             if self.train_on == "all":
-                mask[1:] = True
+                mask[:] = True
+                for start, end in muted:  # also the tokens that hold only a part of such a turn
+                    mask[[k for k, (a, b) in enumerate(encoding.offsets) if a < end and b > start]] = False
             for k in chosen:
                 first, stop = bounds[k]
                 mask[first:stop] = True
@@ -323,7 +398,6 @@ def _same_text(decoded: str, expected: str) -> bool:
     """Equal up to what tokenizers do on purpose: one leading space (SentencePiece) and Unicode normalisation."""
     if decoded == expected or " " + decoded == expected:
         return True
-    for form in ("NFC", "NFKC"):
-        if unicodedata.normalize(form, decoded).lstrip(" ") == unicodedata.normalize(form, expected).lstrip(" "):
-            return True
-    return False
+    if unicodedata.normalize("NFC", decoded).lstrip(" ") == unicodedata.normalize("NFC", expected).lstrip(" "):
+        return True
+    return unicodedata.normalize("NFKC", decoded).lstrip(" ") == unicodedata.normalize("NFKC", expected).lstrip(" ")

@@ -26,6 +26,8 @@ def find_model(name: str) -> tuple[str, Path | None]:
     A run directory gives its merged model, else its full model, else its adapter on the base.
     """
     folder = Path(name)
+    if not folder.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise InputError(f"{name}: no such folder; give a run directory, an exported folder or a Hub name (owner/name)")
     if not (folder / "run.json").is_file():
         return name, None
     for inside in ("merged", "model"):

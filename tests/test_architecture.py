@@ -1,0 +1,104 @@
+"""The shape of the house: who may import whom, which library has which door, how long files and functions may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "sft").rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
+LONG_FILES = {
+    "sft/config.py": "one strict reader: YAML, faults with lines, overrides and origins share its positions",
+    "sft/data/template.py": "render, mask and the checks of a span stay side by side",
+    "sft/data/tokenize.py": "one encoding and every check that it is the right one",
+    "sft/engine/trainer.py": "the one door to trl: everything that touches its trainer is here",
+}
+LONG_FUNCTIONS = {
+    "sft/engine/trainer.py:training_arguments": "one call that names every setting of the trainer",
+}
+# Folder -> what it may never import.
+CLOSED = {
+    "sft/data/": ("sft.engine", "sft.model", "sft.run", "sft.train"),
+    "sft/engine/": ("sft.run", "sft.train"),
+}
+# Library -> the only places that import it.
+DOORS = {
+    "trl": ("sft/engine/trainer.py",),
+    "peft": ("sft/model/",),
+    "datasets": ("sft/data/sources.py", "sft/data/dataset.py"),
+    "pickle": (),
+    "cloudpickle": (),
+    "dill": (),
+    "openai": (),
+    "selfinstruct": (),
+}
+
+
+def _tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+
+
+def _imports(tree: ast.Module, name: str) -> Iterator[str]:
+    """Whole dotted names of everything that a file imports, also inside functions."""
+    package = name.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _within(imported: str, module: str) -> bool:
+    return imported == module or imported.startswith(f"{module}.")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_go_one_way(name: str) -> None:
+    closed = [module for folder, modules in CLOSED.items() if name.startswith(folder) for module in modules]
+    found = [i for i in _imports(_tree(name), name) for module in closed if _within(i, module)]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_library_has_one_door(name: str) -> None:
+    imported = list(_imports(_tree(name), name))
+    for library, doors in DOORS.items():
+        if not name.startswith(doors):
+            assert [i for i in imported if _within(i, library)] == [], f"{library} is imported outside {doors or 'nothing'}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_foreign_code_is_run(name: str) -> None:
+    for node in ast.walk(_tree(name)):
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
+            value = node.value
+            assert isinstance(value, ast.Constant), f"{name}:{value.lineno}: {node.arg} must be a written False"
+            assert value.value is False, f"{name}:{value.lineno}: {node.arg}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_and_functions_stay_short(name: str) -> None:
+    lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES or name in LONG_FILES, f"{name}: {lines} lines"
+    for node in ast.walk(_tree(name)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            known = f"{name}:{node.name}" in LONG_FUNCTIONS
+            assert length <= MOST_LINES_OF_A_FUNCTION or known, f"{name}:{node.lineno}: {node.name} has {length} lines"
+
+
+def test_exceptions_name_what_is_there() -> None:
+    assert set(LONG_FILES) <= set(NAMES)
+    for key in LONG_FUNCTIONS:
+        name, function = key.split(":")
+        assert function in {n.name for n in ast.walk(_tree(name)) if isinstance(n, ast.FunctionDef)}

@@ -1,0 +1,144 @@
+"""The verbs as a user meets them: help, messages and exit statuses, and one small run from training to talking."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sft.cli import app, main
+from sft.errors import InputError
+from tests.runs import tiny_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+VERBS = ("check", "show", "plan", "preview", "train", "merge", "export", "chat", "eval")
+
+
+def _fails(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the entry point; it must exit with 2. Returns what it wrote to stderr."""
+    monkeypatch.setattr(sys, "argv", ["sft", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0
+    assert "Usage" in shown.output
+
+
+def test_help_names_every_verb() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert [verb for verb in VERBS if verb not in shown] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "recipes/quickstart.yaml"]])
+def test_light_verbs_leave_the_heavy_libraries_alone(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['sft', *{arguments!r}]\n"
+        "from sft.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"
+        "print('heavy:', sorted({'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_a_faulty_recipe_is_told_all_its_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+    text = text.replace("learning_rate:", "learing_rate:").replace("epochs: ", "epochs: -")
+    Path("bad.yaml").write_text(text, encoding="utf-8")
+    said = _fails(["check", "bad.yaml"], monkeypatch, capsys).splitlines()
+    lines = {key: i for i, line in enumerate(text.splitlines(), 1) for key in ("learing_rate", "epochs") if f"{key}:" in line}
+    assert f"bad.yaml:{lines['learing_rate']}: train.learing_rate: unknown key; did you mean 'train.learning_rate'?" in said
+    assert any(line.startswith(f"bad.yaml:{lines['epochs']}: train.epochs: ") for line in said)
+
+
+@pytest.mark.parametrize("verb", ["merge", "export"])
+def test_a_missing_run_is_named(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [verb, "nowhere/run", *(["out"] if verb == "export" else [])]
+    wanted = "nowhere/run: no run.json here; give the directory that sft train wrote (its output.dir)\n"
+    assert _fails(arguments, monkeypatch, capsys) == wanted
+
+
+def test_chat_with_a_missing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = _fails(["chat", str(tmp_path / "run"), "-m", "Hi"], monkeypatch, capsys)
+    wanted = "no such folder; give a run directory, an exported folder or a Hub name (owner/name)"
+    assert said == f"{tmp_path / 'run'}: {wanted}\n"
+
+
+def test_eval_of_a_missing_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = _fails(["eval", str(tmp_path / "no.yaml")], monkeypatch, capsys)
+    assert said.startswith(str(tmp_path / "no.yaml"))
+
+
+def test_resume_and_overwrite_contradict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = _fails(["train", "recipes/quickstart.yaml", "--resume", "--overwrite"], monkeypatch, capsys)
+    assert said == "--resume and --overwrite contradict each other; give one\n"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe file and its finished run: adapters on a tiny base, with held-out rows."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    recipe = tiny_recipe(folder, lora={"rank": 4, "alpha": 8}, data__holdout=4, train__epochs=1)
+    folder.rmdir()
+    path = folder.parent / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    done = CliRunner().invoke(app, ["train", str(path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return path, folder
+
+
+def _ok(*arguments: str | os.PathLike[str]) -> str:
+    done = CliRunner().invoke(app, [os.fspath(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_eval_without_a_written_model_says_where_it_looked(finished: tuple[Path, Path]) -> None:
+    recipe, run = finished
+    with pytest.raises(InputError) as refused:
+        CliRunner().invoke(app, ["eval", str(recipe)], catch_exceptions=False)
+    wanted = f"no model in {run / 'merged'} or {run / 'model'}; train first, or name one with --model"
+    assert (str(refused.value), refused.value.exit_code) == (wanted, 2)
+
+
+def test_an_adapter_run_talks(finished: tuple[Path, Path]) -> None:
+    _ok("chat", finished[1], "-m", "Say the number 3.", "--max-tokens", "4")
+
+
+def test_merge_and_export_write_models_that_load(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "read back and compared" in _ok("merge", finished[1], "--out", tmp_path / "merged")
+    assert "read back and compared" in _ok("export", finished[1], tmp_path / "exported")
+    for name in ("merged", "exported"):
+        assert (tmp_path / name / "model.safetensors").is_file()
+        assert (tmp_path / name / "chat_template.jinja").is_file()
+    assert "rows" in _ok("eval", finished[0], "--model", tmp_path / "merged")
+    _ok("chat", tmp_path / "exported", "-m", "Say the number 3.", "--max-tokens", "4")
+
+
+def test_a_finished_run_is_not_trained_over(finished: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="already holds a run; go on with --resume, replace it with --overwrite"):
+        CliRunner().invoke(app, ["train", str(finished[0])], catch_exceptions=False)
+
+
+def test_export_leaves_a_foreign_folder_alone(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="not empty and not a model of ours"):
+        CliRunner().invoke(app, ["export", str(finished[1]), str(tmp_path)], catch_exceptions=False)
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
