@@ -108,7 +108,9 @@ OPT: dict[str, Any] = {
 }
 
 
-def tiny_model(vocab_size: int = 1000, config: dict[str, Any] | None = None, seed: int = 0, scale: float = 0.1) -> PreTrainedModel:
+def tiny_model(
+    vocab_size: int = 1000, config: dict[str, Any] | None = None, seed: int = 0, scale: float = 0.1
+) -> PreTrainedModel:
     """A random float32 model on the CPU, small enough for a law, with weights large enough to make mistakes visible."""
     fields = dict(config or LLAMA)
     torch.manual_seed(seed)

@@ -17,7 +17,11 @@ RECIPES = sorted(Path(__file__).parents[1].glob("recipes/**/*.yaml"))
 
 
 def alpaca_row(i: int) -> dict[str, Any]:
-    return {"instruction": f"Count to {i}.", "input": "" if i % 2 else f"start at {i}", "output": " ".join(map(str, range(i + 1)))}
+    return {
+        "instruction": f"Count to {i}.",
+        "input": "" if i % 2 else f"start at {i}",
+        "output": " ".join(map(str, range(i + 1))),
+    }
 
 
 def chat_row(i: int) -> dict[str, Any]:

@@ -64,6 +64,30 @@ def test_counts(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", FILES)
+def test_texts_are_clean(language: str) -> None:
+    lines = (DATA / FILES[language][0]).read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == "", "the file ends with one newline"
+    assert lines == [line.strip() for line in lines]
+    for task in _tasks(language):
+        texts = [task["name"], task["instruction"], *(text for i in task["instances"] for text in i.values())]
+        for text in texts:
+            assert text == text.strip(), task["id"]
+            assert not re.search(r"[ \t]\n|\n{3,}|[\r\u00a0\u200b\ufeff\ufffd]", text), task["id"]
+
+
+def test_every_text_is_there_once() -> None:
+    for language in FILES:
+        instructions = [" ".join(task["instruction"].lower().split()) for task in _tasks(language)]
+        assert len(set(instructions)) == len(instructions)
+        outputs = [i["output"] for task in _tasks(language) if not task["is_classification"] for i in task["instances"]]
+        assert len(set(outputs)) == len(outputs)
+
+
+def test_english_tasks_begin_in_many_ways() -> None:
+    assert len({WORD["en"].findall(task["instruction"].lower())[0] for task in _tasks("en")}) >= 90
+
+
+@pytest.mark.parametrize("language", FILES)
 def test_instructions_differ(language: str) -> None:
     tasks = _tasks(language)
     texts = [WORD[language].findall(task["instruction"].lower()) for task in tasks]

@@ -347,8 +347,8 @@ def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int
     if count >= len(marks):
         raise DataError(f"data.holdout asks for {count} rows, there are only {len(marks)}")
     unique, sizes = np.unique(marks, return_counts=True)
-    groups = unique.tolist()
-    ranked = np.asarray(sorted(range(len(groups)), key=lambda i: hashlib.sha256(f"{seed}:{groups[i]}".encode()).digest()))
+    keys = b"".join(hashlib.sha256(f"{seed}:{mark}".encode()).digest()[:8] for mark in unique.tolist())
+    ranked = np.argsort(np.frombuffer(keys, dtype=">u8"), kind="stable")
     enough = int(np.searchsorted(np.cumsum(sizes[ranked]), count)) + 1
     return np.isin(marks, unique[ranked[:enough]])
 

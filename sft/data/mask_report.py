@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from sft.data.conversation import ROLES, Conversation, Drop, Drops, Turn
 from sft.data.overflow import exchanges, fit
 from sft.data.template import Rendered, Renderer, RenderRefused
-from sft.data.tokenize import RowEncoder, Tokenized
+from sft.data.tokenize import RowEncoder, Tokenized, learnt_answers
 from sft.recipe import DataSection
 
 PLACES = (*ROLES, "stop", "template")
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 def control_ids(encoder: RowEncoder) -> dict[int, str]:
     """Special ids with the spelling that users know, not the encoder's stand-ins."""
-    ids = {name: encoder._backend.token_to_id(stand_in) for name, stand_in in encoder._names.items()}
+    ids = {name: encoder.backend.token_to_id(stand_in) for name, stand_in in encoder.stand_ins.items()}
     return {token: name for name, token in ids.items() if token is not None}
 
 
@@ -123,7 +123,7 @@ class MaskReport:
         rows_in: rows read, unreadable ones included.
         kept: conversations that give at least one training row.
         rows_out: training rows; more than ``kept`` if some were split.
-        drops: rows left out by reason (for a split row, its parts), and rows changed.
+        drops: rows left out by reason, and rows changed; parts left out of a split row count as changes.
         sources: by label, in recipe order.
         places: by place (see :data:`PLACES`), on ``placed_rows`` training rows.
         placed_rows: all training rows, or the sample that was asked for.
@@ -221,8 +221,8 @@ class _Scan:
         self.pool = None if sample is None else Reservoir[tuple[Conversation, Tokenized]](sample, seed=0)
         self._control = control_ids(encoder)
         self._stop = encoder.renderer.stop
-        for name in sorted(encoder._names, key=len, reverse=True):
-            self._stop = self._stop.replace(name, encoder._names[name])
+        for name in sorted(encoder.stand_ins, key=len, reverse=True):
+            self._stop = self._stop.replace(name, encoder.stand_ins[name])
         self._tails: dict[tuple[int, ...], bool] = {}
         self._literals: dict[tuple[str, ...], list[str] | None] = {}
 
@@ -276,7 +276,7 @@ class _Scan:
         for width in range(1, min(len(ids), len(self._stop.encode()) + 1) + 1):
             tail = tuple(ids[-width:])
             if tail not in self._tails:
-                self._tails[tail] = self.encoder._backend.decode(tail, skip_special_tokens=False).endswith(self._stop)
+                self._tails[tail] = self.encoder.backend.decode(tail, skip_special_tokens=False).endswith(self._stop)
             if self._tails[tail]:
                 return bool(mask[-width:].all())
         return False
@@ -296,7 +296,7 @@ class _Scan:
                 code[start:end] = label
             texts.append(text)
             codes.append(code)
-        encodings = self.encoder._backend.encode_batch(texts, add_special_tokens=False)
+        encodings = self.encoder.backend.encode_batch(texts, add_special_tokens=False)
         for (_, row), code, encoding in zip(rows, codes, encodings, strict=True):
             place = _places(code, np.asarray(encoding.offsets[: len(row.ids)]))
             tokens, trained = (np.bincount(some, minlength=len(PLACES)) for some in (place, place[row.mask]))
@@ -328,7 +328,10 @@ class _Scan:
 
 def _origin(part: Tokenized, conversation: Conversation, encoder: RowEncoder) -> tuple[Conversation, Tokenized]:
     """The exchanges that one part of a split row was made of, and their whole encoding (a part may have been cut, too)."""
-    head, pairs = exchanges(conversation)
+    # As when the row was split: what is learnt is settled on the whole row, not on its parts.
+    learnt = iter(learnt_answers(conversation, encoder.train_on))
+    settled = tuple(replace(t, train=next(learnt)) if t.role == "assistant" else t for t in conversation.turns)
+    head, pairs = exchanges(replace(conversation, turns=settled))
     begin = int(part.id[len(conversation.id) + 1 :])
     for end in range(begin + 1, len(pairs) + 1):
         turns = head + tuple(turn for pair in pairs[begin:end] for turn in pair)

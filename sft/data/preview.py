@@ -87,7 +87,7 @@ def marked_pieces(ids: Sequence[int], mask: Sequence[bool], encoder: RowEncoder)
     and taken off again, because decoders strip or join at the start of what they get.
     """
     control = control_ids(encoder)
-    decode = partial(encoder._backend.decode, skip_special_tokens=False)
+    decode = partial(encoder.backend.decode, skip_special_tokens=False)
     pieces: list[Piece] = []
     texts: list[str] = []
     context = begin = 0  # ids[context:begin] is written, ids[begin:k + 1] waits for the rest of its character

@@ -329,7 +329,7 @@ class Renderer:
         """
         if self.template.proven:
             return self._finish(self._raw(turns, [self._guard.pieces(turn.content) for turn in turns], prompt))
-        served = self._served(turns, prompt)
+        served = self._finish(self._raw(turns, [turn.content for turn in turns], prompt)).text
         for hide in (self._guard.everything, self._guard.pieces):
             try:
                 found = self._finish(self._raw(turns, [hide(turn.content) for turn in turns], prompt))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ from torch import Tensor, nn
 _LOSS_KEYS = ("predict_at", "targets", "step_tokens")
 
 
-@lru_cache(maxsize=32)
-def _keeps_logits(model_class: type) -> bool:
+def _keeps_logits(model_class: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
 
-def _causal_lm(model: nn.Module) -> nn.Module:
+def _causal_lm(model: Any) -> Any:
     """The transformers model inside DDP, FSDP, compile and PEFT wrappers."""
     while True:
         if hasattr(model, "module"):

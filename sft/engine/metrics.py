@@ -22,7 +22,8 @@ UTILISATION = (
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of one large matrix product on this device, best of five: the physical limit that utilisation refers to."""
-    size = 8192 if device.type == "cuda" else 1024
+    # half types are emulated on most CPUs, a hundred times slower: a small product tells as much there
+    size = 8192 if device.type == "cuda" else 1024 if dtype == torch.float32 else 256
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
@@ -47,7 +48,7 @@ class FlopModel:
     factor: int
 
     @staticmethod
-    def of(model: nn.Module, config: Any, trainable_base: bool) -> FlopModel:
+    def of(model: Any, config: Any, trainable_base: bool) -> FlopModel:
         """Count parameters that multiply: every linear layer (quantised ones by shape), the head apart."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         head = base.get_output_embeddings()

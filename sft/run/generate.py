@@ -34,12 +34,12 @@ class Sampling:
 
 
 @contextmanager
-def _generating(model: nn.Module) -> Iterator[Any]:
+def _generating(model: Any) -> Iterator[Any]:
     """A transformers model set up to generate (cache, plain SDPA, eval mode), and put back afterwards.
 
     The flat-row backends build no mask, which a batch with a cache needs.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     implementation, training = base.config._attn_implementation, model.training
     base.set_attn_implementation("sdpa" if implementation.startswith("vicugna") else implementation)
     model.eval()

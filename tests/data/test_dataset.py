@@ -1,7 +1,8 @@
-"""Preparation end to end on tiny files: what is kept, what is refused, what is held out, and when the cache answers."""
+"""From files to rows on disk: nothing lost without a count, nothing loaded that was not wholly written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -10,190 +11,179 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sft.data.conversation import Drops
-from sft.data.dataset import Prepared, RowStore, check_drops, choose_holdout, data_key, iterate_sources, prepare
-from sft.data.template import load_template
-from sft.data.tokenize import RowEncoder
+from sft.data.conversation import Drop, Drops
+from sft.data.dataset import RowStore, check_drops, choose_holdout
 from sft.errors import DataError
-from sft.recipe import Recipe
-from tests.builders import byte_level
+from sft.recipe import DataSection
+from tests.data.rows import alpaca, equal, recipe, run, write
+from tests.data.talks import letters
 
-Value = dict[str, Any]
-
-
-def rows_file(path: Path, count: int = 12, first: int = 0) -> Path:
-    """Alpaca rows, every one of them different."""
-    rows = [
-        {"instruction": f"Say {i}.", "input": "", "output": "yes " * (1 + i % 5) + str(i)} for i in range(first, first + count)
-    ]
-    return lines_file(path, [json.dumps(row) for row in rows])
+# -- rows
 
 
-def lines_file(path: Path, lines: list[str]) -> Path:
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
+def test_rows_ids_masks_and_counts_of_two_files(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", [{"id": "first", **alpaca("yes")[0]}, *alpaca("no")])
+    two = write(tmp_path / "two.jsonl", alpaca("maybe"))
+    made = run(recipe(tmp_path, one, {"path": two, "name": "second file"}))
+    assert made.train.labels == ("one.jsonl", "second file")
+    assert made.train.source_of.tolist() == [0, 0, 1]
+    assert list(made.train.names) == ["first", f"{one}:2", f"{two}:1"]
+    # <|im_start|>user\n...<|im_end|>\n and the same of the answer, one token per byte; learnt: the answer and <|im_end|>
+    assert made.train.lengths.tolist() == [(8 + 8) + (13 + 3), (8 + 7) + (13 + 2), (8 + 10) + (13 + 5)]
+    assert made.train.trained.tolist() == [4, 3, 6]
+    ids, mask = made.train.row(0)
+    assert letters().decode(ids[mask].tolist()) == "yes<|im_end|>"
+    assert (len(made.train), len(made.holdout), made.cached) == (3, 0, False)
+    assert {k: made.report[k] for k in ("rows_in", "train_rows", "holdout_rows", "train_tokens", "trained_tokens")} == {
+        "rows_in": 3, "train_rows": 3, "holdout_rows": 0, "train_tokens": 98, "trained_tokens": 13,
+    }  # fmt: skip
 
 
-def recipe(folder: Path, *paths: Path, template: str = "alpaca_short", train: Value | None = None, **data: Any) -> Recipe:
-    sources = tuple({"path": str(path), "format": "alpaca", "name": path.stem} for path in paths)
-    value: Value = {
-        "model": {"name_or_path": "base"},
-        "template": {"name": template},
-        "data": {"sources": sources, "max_length": 64, "cache_dir": str(folder / "cache"), **data},
-        "train": {
-            "epochs": 1.0,
-            "examples_per_step": 4,
-            "tokens_per_device": 256,
-            "learning_rate": 1e-4,
-            "seed": 3,
-            **(train or {}),
-        },
-        "output": {"dir": str(folder / "run")},
-    }
-    return Recipe.model_validate(value)
+def test_drops_are_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
+    bad = ['{"instruction": 1}', "not json", {"instruction": "q", "input": "", "output": "\U00100005"}]
+    rows = write(tmp_path / "rows.jsonl", [*alpaca("a", "b", "c"), *bad, *alpaca("d")])
+    made = run(recipe(tmp_path, rows, data__max_drop_share=0.5))
+    assert len(made.train) == 4
+    drops = made.report["drops"]
+    assert sum(drops["counts"].values()) == 3
+    assert drops["counts"]["invalid_json"] == drops["counts"]["private_use_character"] == 1
+    assert drops["examples"]["invalid_json"][0][0] == f"{rows}:5"
+    assert made.report["rows_in"] == 7
 
 
-def encoder_of(some: Recipe) -> RowEncoder:
-    return RowEncoder(byte_level(), load_template(some.template.name), some.template.train_on)
-
-
-def prepared(some: Recipe) -> Prepared:
-    return prepare(some, byte_level(), encoder_of(some), progress=False)
-
-
-def same(one: RowStore, other: RowStore) -> bool:
-    arrays = ("ids", "mask", "offsets", "source_of")
-    equal = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
-    return equal and list(one.names) == list(other.names) and one.labels == other.labels
-
-
-def test_rows_are_what_the_encoder_makes_of_the_files(tmp_path: Path) -> None:
-    some = recipe(tmp_path, rows_file(tmp_path / "a.jsonl", 5), rows_file(tmp_path / "b.jsonl", 3, first=50))
-    found = prepared(some)
-    conversations = [c for _, c in iterate_sources(some.data.sources, Drops(), progress=False)]
-    wanted = encoder_of(some).encode(conversations)
-    assert len(found.train) == len(wanted) == 8
-    for i, row in enumerate(wanted):
-        ids, mask = found.train.row(i)
-        assert ids.tolist() == row.ids.tolist()  # type: ignore[union-attr]
-        assert mask.tolist() == row.mask.tolist()  # type: ignore[union-attr]
-        assert found.train.lengths[i] == len(ids)
-        assert found.train.trained[i] == mask.sum() > 0
-    assert found.train.labels == ("a", "b")
-    assert found.train.source_of.tolist() == [0] * 5 + [1] * 3
-    assert len(set(found.train.names)) == 8
-    assert (found.report["rows_in"], found.report["train_rows"], found.report["holdout_rows"]) == (8, 8, 0)
-    assert found.report["trained_tokens"] == int(found.train.mask.sum())
-
-
-def test_too_many_unusable_rows_are_refused_with_the_limit_and_an_example(tmp_path: Path) -> None:
-    path = rows_file(tmp_path / "a.jsonl", 9)
-    lines_file(path, [*path.read_text(encoding="utf-8").splitlines(), "not json"])
-    with pytest.raises(DataError, match=r"1 of 10 rows \(10\.0%\) cannot be used; data\.max_drop_share allows 5\.0%") as error:
-        prepared(recipe(tmp_path, path, max_drop_share=0.05))
-    assert f"{path}:10" in str(error.value)
+def test_more_drops_than_allowed_are_refused_with_an_example_of_each(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [*alpaca(*"abcdefgh"), "not json", "nor this"])
+    with pytest.raises(DataError) as refusal:
+        run(recipe(tmp_path, rows, data__max_drop_share=0.1))
+    lines = str(refusal.value).splitlines()
+    assert lines[0] == "2 of 10 rows (20.0%) cannot be used; data.max_drop_share allows 10.0%."
+    assert lines[1].startswith(f"  invalid_json: 2, such as {rows}:9: ")
+    assert lines[2] == "Mend the rows, or raise data.max_drop_share."
     assert not (tmp_path / "cache").exists()
-    assert len(prepared(recipe(tmp_path, path, max_drop_share=0.1)).train) == 9
+    assert len(run(recipe(tmp_path, rows, data__max_drop_share=0.2)).train) == 8
 
 
-def test_a_source_of_which_nothing_is_left_is_refused_however_small_its_share(tmp_path: Path) -> None:
-    good = rows_file(tmp_path / "good.jsonl")
-    bad = lines_file(tmp_path / "bad.jsonl", [json.dumps({"instruction": 1, "output": 2})])
-    with pytest.raises(DataError, match=r"^bad: "):
-        prepared(recipe(tmp_path, good, bad, max_drop_share=0.5))
+def test_rows_left_out_on_request_are_no_fault_but_counted(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", alpaca("a", "b" * 50, "c" * 50))
+    made = run(recipe(tmp_path, rows, data__max_length=60, data__overflow="drop", data__max_drop_share=0.0))
+    assert (len(made.train), made.report["drops"]["counts"]) == (1, {"too_long": 2})
 
 
-def test_a_broken_file_is_refused_whatever_the_limit(tmp_path: Path) -> None:
-    good = rows_file(tmp_path / "good.jsonl")
-    broken = tmp_path / "broken.json"
-    broken.write_text('[{"instruction": "a", "output": "b"},\n {"instruction": "c" "output": "d"}]', encoding="utf-8")
-    with pytest.raises(DataError) as error:
-        prepared(recipe(tmp_path, good, broken, max_drop_share=1.0))
-    assert f"{broken}:2" in str(error.value)
-
-
-def test_no_rows_are_refused(tmp_path: Path) -> None:
+def test_no_rows_and_no_rows_left(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the data sources hold no rows"):
-        check_drops(Drops(), 0, recipe(tmp_path, tmp_path / "a.jsonl").data, [])
+        run(recipe(tmp_path, write(tmp_path / "none.jsonl", [])))
+    rows = write(tmp_path / "same.jsonl", [{"id": str(i), **alpaca("a")[0]} for i in range(3)])
+    with pytest.raises(DataError, match=r"no rows are left to train on: 3 read, 0 dropped \(none\), 3 held out"):
+        run(recipe(tmp_path, rows, data__holdout=1))
 
 
-def test_rows_that_overflow_drop_leaves_out_were_asked_for(tmp_path: Path) -> None:
-    long = {"instruction": "Go on.", "input": "", "output": "yes " * 200}
-    path = rows_file(tmp_path / "a.jsonl", 4)
-    lines_file(path, [*path.read_text(encoding="utf-8").splitlines(), json.dumps(long)])
-    found = prepared(recipe(tmp_path, path, overflow="drop", max_drop_share=0.0))
-    assert len(found.train) == 4
-    assert found.report["drops"]["counts"] == {"too_long": 1}
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_file_that_breaks_off_is_an_error_whatever_share_may_be_lost(tmp_path: Path, share: float) -> None:
+    rows = tmp_path / "rows.json"
+    text = json.dumps(alpaca(*"abcdefgh"), indent=1)
+    rows.write_text(text[: text.index('"Say e."') + 3], encoding="utf-8")
+    line = text[: text.index('"Say e."')].count("\n")  # on which the item starts: one before its first key, counted from 1
+    with pytest.raises(DataError, match="nobody knows how many") as refusal:
+        run(recipe(tmp_path, rows, data__max_drop_share=share))
+    assert f"{rows}:{line}: " in str(refusal.value)
+    assert len(run(recipe(tmp_path, {"path": rows, "limit": 4}, data__max_drop_share=share)).train) == 4
 
 
-def test_equal_conversations_are_held_out_together_and_independent_of_order(tmp_path: Path) -> None:
-    lines = rows_file(tmp_path / "a.jsonl", 10).read_text(encoding="utf-8").splitlines() * 2
-    found = prepared(recipe(tmp_path, lines_file(tmp_path / "a.jsonl", lines), holdout=6))
-    turned = prepared(recipe(tmp_path, lines_file(tmp_path / "a.jsonl", lines[::-1]), holdout=6))
-
-    def texts(store: RowStore) -> list[tuple[int, ...]]:
-        return sorted(tuple(store.row(i)[0].tolist()) for i in range(len(store)))
-
-    assert (len(found.train), len(found.holdout)) == (14, 6)
-    assert not set(texts(found.train)) & set(texts(found.holdout))
-    assert texts(found.holdout) == texts(turned.holdout)
+@pytest.mark.parametrize("content", [["not json"], []])
+def test_a_source_that_gives_nothing_is_refused_however_small(tmp_path: Path, content: list[str]) -> None:
+    good = write(tmp_path / "good.jsonl", alpaca(*(f"answer {i}" for i in range(200))))
+    bad = write(tmp_path / "bad.jsonl", content)
+    with pytest.raises(DataError, match=r"^bad\.jsonl: this source gives no rows to train on") as refusal:
+        run(recipe(tmp_path, good, bad))
+    assert ("invalid_json: 1" in str(refusal.value)) == bool(content)
+    with pytest.raises(DataError, match=r"^bad\.jsonl: this source"):
+        run(recipe(tmp_path, good, data__holdout_sources=({"path": str(good)}, {"path": str(bad)})))
 
 
-def test_holdout_by_share_and_its_limit() -> None:
-    marks = np.arange(50, dtype=np.uint64)
-    assert choose_holdout(marks, 0.1, 0).sum() == 5
-    assert choose_holdout(marks, 0, 0).sum() == 0
-    assert choose_holdout(marks, 7, 0).tolist() == choose_holdout(marks, 7, 0).tolist()
-    assert choose_holdout(marks, 7, 0).tolist() != choose_holdout(marks, 7, 1).tolist()
-    small, large = choose_holdout(marks, 7, 0), choose_holdout(marks, 9, 0)
-    assert (small <= large).all()
-    with pytest.raises(DataError, match=r"data\.holdout asks for 50 rows, there are only 50"):
-        choose_holdout(marks, 50, 0)
+def test_check_drops_alone() -> None:
+    data = DataSection.model_validate({"sources": ({"path": "a"},), "max_length": 8, "max_drop_share": 0.5})
+    drops = Drops()
+    check_drops(drops, 1, data, [("a", 1)])
+    drops.extend(Drop(f"a:{i}", "odd", "it is odd") for i in range(2))
+    check_drops(drops, 4, data, [("a", 2)])
+    with pytest.raises(DataError, match=r"2 of 3 rows \(66\.7%\)"):
+        check_drops(drops, 3, data, [("a", 1)])
 
 
-def test_holding_out_many_groups_takes_no_time() -> None:
-    marks = np.arange(100_000, dtype=np.uint64)
-    begin = time.perf_counter()
-    assert choose_holdout(marks, 0.5, 0).sum() == 50_000
-    assert time.perf_counter() - begin < 5  # a pass over all rows for each group would take minutes
+# -- held-out rows
 
 
-def test_holdout_sources_are_files_of_their_own(tmp_path: Path) -> None:
-    held = {"path": str(rows_file(tmp_path / "held.jsonl", 3, first=90)), "format": "alpaca", "name": "held"}
-    found = prepared(recipe(tmp_path, rows_file(tmp_path / "a.jsonl", 5), holdout_sources=(held,)))
-    assert (len(found.train), len(found.holdout)) == (5, 3)
-    assert found.holdout.labels == ("held",)
+def test_equal_rows_are_held_out_together(tmp_path: Path) -> None:
+    answers = [f"answer {i % 10}" for i in range(40)]
+    made = run(recipe(tmp_path, write(tmp_path / "rows.jsonl", alpaca(*answers)), data__holdout=0.25))
+    assert len(made.holdout) == 12  # three groups of four are the first to reach ten
+
+    def texts(store: RowStore) -> set[bytes]:
+        return {store.row(i)[0].tobytes() for i in range(len(store))}
+
+    assert not texts(made.train) & texts(made.holdout)
+    assert len(texts(made.train)) + len(texts(made.holdout)) == 10
+    assert made.train.labels == made.holdout.labels == ("rows.jsonl",)
 
 
-def test_a_cache_hit_is_identical(tmp_path: Path) -> None:
-    some = recipe(tmp_path, rows_file(tmp_path / "a.jsonl"), holdout=3)
-    first, second = prepared(some), prepared(some)
-    assert (first.cached, second.cached) == (False, True)
-    assert first.key == second.key
-    assert same(first.train, second.train)
-    assert same(first.holdout, second.holdout)
-    assert first.report == second.report
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.key]  # nothing half-written beside it
+def test_parts_of_a_split_row_are_held_out_together(tmp_path: Path) -> None:
+    def talk(name: str) -> dict[str, Any]:
+        turns = [{"role": r, "content": f"{name} {i} says hello"} for i in range(3) for r in ("user", "assistant")]
+        return {"id": name, "messages": turns}
+
+    rows = write(tmp_path / "rows.jsonl", [talk(name) for name in "abcdef"])
+    source = {"path": rows, "format": "messages"}
+    made = run(recipe(tmp_path, source, data__max_length=80, data__overflow="split", data__holdout=2))
+    kept, held = ({name.split("#")[0] for name in store.names} for store in (made.train, made.holdout))
+    assert (kept | held, kept & held) == (set("abcdef"), set())
+    assert len(made.train) + len(made.holdout) == 18
+    assert len(held) == 1
 
 
-def test_the_key_changes_with_what_matters_and_with_nothing_else(tmp_path: Path) -> None:
-    path = rows_file(tmp_path / "a.jsonl")
+def test_held_out_rows_of_their_own_files(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", alpaca("a", "b"))
+    other = write(tmp_path / "other.jsonl", alpaca("c"))
+    made = run(recipe(tmp_path, rows, data__holdout_sources=({"path": str(other), "name": "own"},)))
+    assert (len(made.train), len(made.holdout)) == (2, 1)
+    assert (made.train.labels, made.holdout.labels) == (("rows.jsonl",), ("own",))
 
-    def key(**changes: Any) -> str:
-        some = recipe(tmp_path, path, **changes)
-        return data_key(some, encoder_of(some), byte_level())[0]
 
-    base = key()
-    assert key(cache_dir=str(tmp_path / "elsewhere")) == base
-    assert key(train={"learning_rate": 0.5, "epochs": 9.0, "tokens_per_device": 999, "examples_per_step": 1}) == base
-    changed = [
-        key(max_length=32),
-        key(overflow="drop"),
-        key(holdout=2),
-        key(train={"seed": 4}),
-        key(template="alpaca"),
-        base,
-    ]
-    assert len(set(changed)) == len(changed)
-    rows_file(path, first=1)
-    assert key() not in changed
+def test_choose_holdout_takes_groups_in_the_order_of_their_hashes() -> None:
+    marks = np.asarray([5, 9, 5, 7, 9, 9, 3], dtype=np.uint64)
+    ranked = sorted({5, 9, 7, 3}, key=lambda mark: hashlib.sha256(f"4:{mark}".encode()).digest())
+    for wanted in range(7):
+        held = choose_holdout(marks, wanted, seed=4)
+        groups = set(marks[held].tolist())
+        assert groups == set(ranked[: len(groups)])
+        assert np.array_equal(held, np.isin(marks, list(groups)))
+        assert held.sum() >= wanted
+        last = ranked[len(groups) - 1] if groups else None
+        assert wanted == 0 or held.sum() - (marks == last).sum() < wanted
+    assert choose_holdout(marks, 0.5, seed=4).sum() >= 4
+    with pytest.raises(DataError, match=r"data\.holdout asks for 7 rows, there are only 7"):
+        choose_holdout(marks, 7, seed=4)
+
+
+def test_choose_holdout_of_a_million_rows() -> None:
+    marks = np.random.Generator(np.random.PCG64(1)).integers(0, 2**63, 1_000_000, dtype=np.uint64)
+    begin = time.process_time()
+    held = choose_holdout(marks, 0.1, seed=0)
+    assert time.process_time() - begin < 3
+    assert held.sum() == 100_000
+
+
+# -- stores
+
+
+def test_select_save_and_load(tmp_path: Path) -> None:
+    store = run(recipe(tmp_path, write(tmp_path / "rows.jsonl", alpaca("a", "bb", "ccc")))).train
+    some = store.select(np.asarray([2, 0]))
+    assert list(some.names) == [store.names[2], store.names[0]]
+    assert [some.row(i)[0].tolist() for i in (0, 1)] == [store.row(i)[0].tolist() for i in (2, 0)]
+    assert [some.row(i)[1].tolist() for i in (0, 1)] == [store.row(i)[1].tolist() for i in (2, 0)]
+    some.save(tmp_path / "store")
+    assert equal(RowStore.load(tmp_path / "store"), some)
+    none = store.select(np.zeros(0, dtype=np.int64))
+    none.save(tmp_path / "none")
+    assert len(RowStore.load(tmp_path / "none")) == 0
+    assert (none.lengths.tolist(), none.trained.tolist()) == ([], [])

@@ -151,6 +151,15 @@ def test_parts_of_split_rows_are_counted_as_the_rows_that_they_are(tokenizer: An
         assert report.places["user"].trained == report.places["template"].trained == 0
 
 
+def test_a_part_learns_what_the_whole_row_would_have() -> None:
+    row = talk("a", "q", "x" * 20, "r", "y" * 20, "t", "z" * 20, "u", "end")
+    report = mask_report([row], chatml("last"), section(max_length=60, overflow="split"), progress=False)
+    turns = report.turns
+    assert (report.rows_out, turns.total, turns.trained, turns.untrained, turns.lost, turns.stopped) == (1, 4, 1, 0, 3, 1)
+    assert dict(report.drops.changed) == {"split": 1, "split_untrained": 3}
+    assert report.total.trained == 4
+
+
 def test_words_of_the_template_inside_messages_are_counted_as_messages() -> None:
     report = mask_report([talk("a", "user", "assistant", system="m")], chatml(), section(), progress=False)
     assert [report.places[name].tokens for name in ("system", "user", "assistant")] == [1, 4, 9]

@@ -76,8 +76,8 @@ def test_pieces_together_are_what_the_ids_decode_to(tokenizer: str) -> None:
     encoder = RowEncoder(TOKENIZERS[tokenizer](), load_template("alpaca_newline"))
     row = encoded(encoder, talk("a", "naïve  spaces\n\tand \ufffd signs 🎉🎉", "\ufffd 春天\ufffd", system="<s>pelt out"))
     text = "".join(piece.text for piece in marked_pieces(row.ids.tolist(), row.mask.tolist(), encoder))
-    whole = encoder._backend.decode(row.ids.tolist(), skip_special_tokens=False)
-    for name, stand_in in encoder._names.items():
+    whole = encoder.backend.decode(row.ids.tolist(), skip_special_tokens=False)
+    for name, stand_in in encoder.stand_ins.items():
         whole = whole.replace(stand_in, name)
     assert text == whole
 

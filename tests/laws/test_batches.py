@@ -5,7 +5,7 @@ The reference is written out here: each row alone through the model as transform
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -46,6 +46,15 @@ def model_of(family: str, attention: str) -> PreTrainedModel:
     model.set_attn_implementation(attention)
     model.train()
     return model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are slower on two threads, and much slower when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 Result = tuple[float, dict[str, torch.Tensor]]

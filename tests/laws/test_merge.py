@@ -85,14 +85,16 @@ def test_an_empty_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_a_merge_that_changes_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, encoder, tokenizer, adapter = merged_parts(tmp_path)
-    original = merge.write_servable
+    from sft.model.servable import write_servable as original
 
     def spoilt(model: Any, *args: Any, **kwargs: Any) -> None:
         model.model.layers[1].mlp.down_proj.weight.data *= 1.05
         original(model, *args, **kwargs)
 
     monkeypatch.setattr(merge, "write_servable", spoilt)
-    with pytest.raises(VerificationError, match=r"logits differ by .* at most 1e-04 is allowed in float32\. Nothing was put in place"):
+    with pytest.raises(
+        VerificationError, match=r"logits differ by .* at most 1e-04 is allowed in float32\. Nothing was put in place"
+    ):
         merge.merge_adapter(recipe, adapter, tokenizer, encoder, tmp_path / "out", ABOUT, device=torch.device("cpu"))
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".partial*"))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "lora"])
 def test_ddp_is_one_process(tmp_path: Path, lora: dict[str, int] | None) -> None:
-    options = {"data__holdout": 5, "train__tokens_per_device": 128}
+    options: dict[str, Any] = {"data__holdout": 5, "train__tokens_per_device": 128}
     run(tiny_recipe(tmp_path / "one", lora=lora, **options))
     two = tiny_recipe(tmp_path / "two", lora=lora, **options)
     file = tmp_path / "two.yaml"
@@ -124,6 +125,8 @@ def test_fsdp_that_does_not_shard_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(recipe.model_dump(mode="json")), encoding="utf-8")
     environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    done = subprocess.run([*launch, "-m", "sft", "train", str(file)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*launch, "-m", "sft", "train", str(file)], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "train.sharding: fsdp, but the parameters were not sharded" in done.stderr

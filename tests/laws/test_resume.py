@@ -59,7 +59,7 @@ def curve(run_dir: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("step", [1, 2, 4, 5])  # 3 steps make an epoch: the middle, the end, the middle of the next
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_resume_is_straight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None, step: int) -> None:
-    options = {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}
+    options: dict[str, Any] = {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}
     straight = tiny_recipe(tmp_path / "straight", lora=lora, **options)
     stopped = tiny_recipe(tmp_path / "stopped", lora=lora, **options)
     run(straight)
@@ -146,16 +146,18 @@ def test_kill_during_a_checkpoint_leaves_the_last_one(tmp_path: Path) -> None:
 def test_non_finite_stops_and_names_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path / "run")
     import sft.engine.trainer as trainer
+    from sft.engine.loss import step_loss as original
 
-    calls: list[int] = []
-    original = trainer.step_loss  # two micro-batches a step
+    calls: list[int] = []  # two micro-batches a step
 
     def broken(model: Any, batch: Any) -> torch.Tensor:
         calls.append(1)
         return original(model, batch) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(trainer, "step_loss", broken)
-    with pytest.raises(NonFiniteError, match=r"step 2: loss nan, .* no weight was changed by it\. Its 8 rows \(.*rows\.jsonl:\d+"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 2: loss nan, .* no weight was changed by it\. Its 8 rows \(.*rows\.jsonl:\d+"
+    ):
         run(recipe)
     dumped = json.loads((tmp_path / "run" / "nonfinite-step-2" / "rows.json").read_text())
     assert len(dumped["rows"]) == 8

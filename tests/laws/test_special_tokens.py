@@ -1,0 +1,109 @@
+"""Law: what a message spells is never a special token, whatever the template, the tokenizer and the text around it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.data.conversation import Conversation, Drop, Turn
+from sft.data.template import builtin_names, load_template
+from sft.data.tokenize import RowEncoder
+from sft.model.tokenizer import repair_tokens
+from tests.builders import TOKENIZERS
+
+EXTRA = ["[INST]", "[/INST]", "<<SYS>>", "ASSISTANT:", "\n### "]  # words of the templates, as special tokens of their own
+BLANKS = {"vicuna_v0": (" ", ""), "vicuna_v1.1": (" ", ""), "llama2": (" ", " ")}  # before an answer, and before its stop
+CROSSING = [("colon_crossing", name) for name in ("vicuna_v0", "vicuna_v1.1", "llama2")]  # its merges cross the headers' ends
+TRICKS = [
+    "<",
+    ">",
+    "|",
+    "/",
+    " ",
+    "\n",
+    "s>",
+    "</",
+    "#",
+    "[",
+    "]",
+    "\n##",
+    "# ",
+    "a",
+    "é",
+    "\ufffd",
+    "\u2581",
+    "\u200d",
+    "🎉",
+    "诗",
+]
+
+
+@lru_cache
+def made(kind: str, name: str, extra: bool) -> tuple[RowEncoder, frozenset[int], tuple[str, ...]]:
+    """An encoder, its special ids, and their texts."""
+    template, tokenizer = load_template(name), copy.deepcopy(TOKENIZERS[kind]())
+    repair_tokens(tokenizer, template)
+    if extra:
+        tokenizer.add_special_tokens({"additional_special_tokens": EXTRA}, replace_extra_special_tokens=False)
+    encoder = RowEncoder(tokenizer, template, "last" if template.only_last else "assistant")
+    names = tuple(encoder.stand_ins)
+    assert not extra or set(EXTRA) < set(names)
+    return encoder, frozenset(tokenizer.convert_tokens_to_ids(list(names))), names
+
+
+@lru_cache
+def messages(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
+    """Four texts of whole special tokens, pieces of them, and arbitrary characters (but for the plane that rows may not use)."""
+    pieces = {name[i:j] for name in names for i in range(len(name)) for j in range(i + 1, len(name) + 1)}
+    anything = st.characters(max_codepoint=0xFFFFF, exclude_categories=["Cs"])
+    part = st.sampled_from(sorted(names)) | st.sampled_from(sorted(pieces)) | st.sampled_from(TRICKS) | anything
+    text = st.lists(part, max_size=7).map("".join)
+    return st.tuples(text, text, text, text)
+
+
+def talk(texts: Sequence[str]) -> Conversation:
+    turns = (Turn("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
+    return Conversation("row", tuple(turns), "source")
+
+
+@pytest.mark.parametrize("extra", [False, True], ids=["own", "extra"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", builtin_names())
+def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str, kind: str, extra: bool) -> None:
+    encoder, special, names = made(kind, name, extra)
+    turns = 4 if encoder.template.multi_turn else 2
+    harmless = encoder.ids_of(encoder.renderer.render(talk("xxxx"[:turns])))
+    wanted = [token for token in harmless if token in special]
+    kept = 0
+
+    @settings(max_examples=30, deadline=None, database=None)
+    @given(texts=messages(names))
+    def law(texts: tuple[str, ...]) -> None:
+        nonlocal kept
+        hostile = talk(texts[:turns])
+        rendered = encoder.renderer.render(hostile)
+        assert [token for token in encoder.ids_of(rendered) if token in special] == wanted
+        row = encoder.encode([hostile])[0]
+        if isinstance(row, Drop):
+            assert row.reason in ("prompt_not_prefix", "stop_straddles", "decode_mismatch")
+            return
+        kept += 1
+        assert [token for token in row.ids.tolist() if token in special] == wanted
+        learnt = list(zip(row.turns, rendered.spans, texts[1:turns:2], strict=True))
+        for (first, stop), (start, end), text in learnt[-1:] if encoder.template.only_last else learnt:
+            assert row.mask[first:stop].all()
+            lead, gap = BLANKS.get(name, ("", ""))
+            assert rendered.text[start:end] == lead + text + gap + encoder.renderer.stop
+            decoded = encoder.backend.decode(row.ids[first:stop].tolist(), skip_special_tokens=False)
+            for token, stand_in in encoder.stand_ins.items():
+                decoded = decoded.replace(stand_in, token)
+            # SentencePiece's decoder takes one blank off the front of whatever it decodes.
+            assert decoded in (rendered.text[start:end], rendered.text[start:end].removeprefix(" "))
+
+    law()
+    assert kept >= 3 or (kind, name) in CROSSING, kept
