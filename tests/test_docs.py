@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -33,6 +34,47 @@ def test_the_recipe_reference_is_up_to_date() -> None:
 def test_every_knob_is_explained() -> None:
     bare = re.findall(r"^\| `(\w+)` .*\|  \|$", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.M)
     assert bare == []
+
+
+def _reason_codes() -> tuple[set[str], set[str]]:
+    """Every reason that the code drops a row by, and every one that it counts a change under, read off the source."""
+    drops: set[str] = set()
+    changes: set[str] = set()
+    for path in sorted((ROOT / "sft" / "data").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        changes |= set(re.findall(r'changed\["(\w+)"\]', source))
+        if path.name == "jsonl.py":  # "reason: sentence"
+            drops |= set(re.findall(r'f"([a-z]+(?:_[a-z0-9]+)+): ', source))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+                at = {"RowFault": 0, "RenderRefused": 0, "Drop": 1}.get(node.func.id)
+                if at is not None and len(node.args) > at and isinstance(node.args[at], ast.Constant):
+                    drops.add(ast.literal_eval(node.args[at]))
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+                drops |= {c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant) and "_" in str(c.value)}
+    return drops, changes
+
+
+def test_every_reason_code_is_explained() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    drops, changes = _reason_codes()
+    assert {"role_order", "empty_answer", "prompt_not_prefix", "too_long", "not_utf8", "contradiction"} <= drops
+    rows = re.findall(r"^\| (`[^|]*) \|", page.split("## Reasons for a drop")[1], re.M)
+    explained = [code for row in rows for code in re.findall(r"`(\w+)`", row)]
+    assert sorted(explained) == sorted(drops)
+    assert {"truncated", "repeated_id"} <= changes
+    assert [code for code in (*changes, "split", "split_part_") if f"`{code}" not in page] == []
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "sft" / "data" / "templates").glob("*.jinja")))
+def test_every_template_is_described(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_is_in_the_readme(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8").replace(f"`recipes/{name}.yaml`", f"`{name}`")
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])

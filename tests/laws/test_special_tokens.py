@@ -90,7 +90,8 @@ def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str
         assert [token for token in encoder.ids_of(rendered) if token in special] == wanted
         row = encoder.encode([hostile])[0]
         if isinstance(row, Drop):
-            assert row.reason in ("prompt_not_prefix", "stop_straddles", "decode_mismatch")
+            nothing = encoder.template.only_last and not texts[1]  # an early answer without a character, nor a stop
+            assert row.reason in ("prompt_not_prefix", "stop_straddles", "decode_mismatch", "span_mismatch" if nothing else "")
             return
         kept += 1
         assert [token for token in row.ids.tolist() if token in special] == wanted
