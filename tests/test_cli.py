@@ -14,7 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 from sft.cli import app, main
+from sft.data.template import load_template
 from sft.errors import InputError
+from sft.run.chat import load_to_talk
+from sft.train import run
+from tests.builders import save_tiny, sentencepiece_like
 from tests.runs import tiny_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,11 +151,13 @@ def test_a_missing_recipe_is_named(
 def test_eval_of_a_run_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "never" / "run"
-    recipe = tiny_recipe(run, data__holdout=4)
+    never = tmp_path / "never" / "run"
+    recipe = tiny_recipe(never, data__holdout=4)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     said = _fails(["eval", str(tmp_path / "tiny.yaml")], monkeypatch, capsys)
-    assert said.splitlines()[-1] == f"no model in {run / 'merged'} or {run / 'model'}; train first, or name one with --model"
+    assert (
+        said.splitlines()[-1] == f"no model in {never / 'merged'} or {never / 'model'}; train first, or name one with --model"
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,15 +198,28 @@ def _ok(*arguments: str | os.PathLike[str]) -> str:
 
 
 def test_eval_without_a_written_model_says_where_it_looked(finished: tuple[Path, Path]) -> None:
-    recipe, run = finished
+    recipe, folder = finished
     with pytest.raises(InputError) as refused:
         CliRunner().invoke(app, ["eval", str(recipe)], catch_exceptions=False)
-    wanted = f"no model in {run / 'merged'} or {run / 'model'}; train first, or name one with --model"
+    wanted = f"no model in {folder / 'merged'} or {folder / 'model'}; train first, or name one with --model"
     assert (str(refused.value), refused.value.exit_code) == (wanted, 2)
 
 
 def test_an_adapter_run_talks(finished: tuple[Path, Path]) -> None:
     _ok("chat", finished[1], "-m", "Say the number 3.", "--max-tokens", "4")
+
+
+def test_chat_puts_an_adapter_on_the_base_that_it_was_trained_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    base = save_tiny(tmp_path / "base", sentencepiece_like())
+    recipe = tiny_recipe(run_dir, base, lora={"rank": 4, "alpha": 8}, model__quantization="nf4", train__max_steps=1)
+    run_dir.rmdir()
+    run(recipe)
+    model, _, encoder, _ = load_to_talk(str(run_dir))
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    assert encoder.template.source == load_template("alpaca_short").served_source()
+    _ok("chat", run_dir, "-m", "Say the number 3.", "--max-tokens", "4")
 
 
 def test_merge_and_export_write_models_that_load(finished: tuple[Path, Path], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def _reason_codes() -> tuple[set[str], set[str]]:
                 if at is not None and len(node.args) > at and isinstance(node.args[at], ast.Constant):
                     drops.add(ast.literal_eval(node.args[at]))
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
-                drops |= {c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant) and "_" in str(c.value)}
+                drops |= {str(c.value) for c in ast.walk(node.value) if isinstance(c, ast.Constant) and "_" in str(c.value)}
     return drops, changes
 
 
@@ -59,7 +59,7 @@ def test_every_reason_code_is_explained() -> None:
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     drops, changes = _reason_codes()
     assert {"role_order", "empty_answer", "prompt_not_prefix", "too_long", "not_utf8", "contradiction"} <= drops
-    rows = re.findall(r"^\| (`[^|]*) \|", page.split("## Reasons for a drop")[1], re.M)
+    rows = re.findall(r"^\| (`[^|]*) \|", page.split("## Reasons for a drop")[1].split("\n## ")[0], re.M)
     explained = [code for row in rows for code in re.findall(r"`(\w+)`", row)]
     assert sorted(explained) == sorted(drops)
     assert {"truncated", "repeated_id"} <= changes

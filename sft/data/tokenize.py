@@ -22,7 +22,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,10 +88,6 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _stand_in(index: int) -> str:
-    return chr(ord(PRIVATE_FIRST) + index)
-
-
 def stand_in_tokenizer(tokenizer: PreTrainedTokenizerBase, control: Sequence[str]) -> tuple[Tokenizer, dict[str, str]]:
     """Copy the tokenizer's backend with each control token renamed to one private character.
 
@@ -111,11 +107,11 @@ def stand_in_tokenizer(tokenizer: PreTrainedTokenizerBase, control: Sequence[str
         )
     spec = json.loads(backend.to_str())
     spec["post_processor"] = spec["padding"] = spec["truncation"] = None
-    names = {token: _stand_in(i) for i, token in enumerate(control)}
+    names = {token: chr(ord(PRIVATE_FIRST) + i) for i, token in enumerate(control)}
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = spec["model"]
-    _refuse_needed_pieces(spec, names)
+    _refuse_needed_pieces(model, names)
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = {names.get(piece, piece): index for piece, index in model["vocab"].items()}
     elif isinstance(model.get("vocab"), list):
@@ -135,9 +131,8 @@ def stand_in_tokenizer(tokenizer: PreTrainedTokenizerBase, control: Sequence[str
     return copy, names
 
 
-def _refuse_needed_pieces(spec: dict[str, Any], control: Collection[str]) -> None:
+def _refuse_needed_pieces(model: dict[str, Any], control: Collection[str]) -> None:
     """Ordinary text must not need a control token as a piece: renaming it would take that text out of the vocabulary."""
-    model = spec["model"]
     if model.get("type") != "BPE":
         return
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
@@ -180,8 +175,7 @@ class RowEncoder:
         train_on: ``assistant``, ``last`` or ``all``.
 
     Raises:
-        TokenizerError: no EOS token where the template needs one, special tokens of the template missing, a policy that the template
-            cannot serve, or no usable backend.
+        TokenizerError: no EOS token, missing tokens of the template, a policy that it cannot serve, or no usable backend.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, train_on: Policy = "assistant") -> None:
@@ -191,8 +185,7 @@ class RowEncoder:
             raise TokenizerError(
                 "the tokenizer has no EOS token (or an empty one), so an answer could never end; set eos_token"
             )
-        missing = [token for token in template.tokens if token not in tokens.control]
-        if missing:
+        if missing := [token for token in template.tokens if token not in tokens.control]:
             raise TokenizerError(
                 f"the template {template.name} writes {', '.join(missing)}, which this tokenizer would cut into plain text; "
                 "add them as special tokens, or choose another template"
@@ -294,10 +287,8 @@ class RowEncoder:
             return chosen, (*unlearnt, *self.renderer.places(conversation, others))
         if not chosen:
             which = "the last" if self.train_on == "last" else "every"
-            raise RenderRefused(
-                "nothing_trained",
-                f"template.train_on is {self.train_on}, and {which} assistant turn of this row is marked train: false",
-            )
+            detail = f"template.train_on is {self.train_on}, and {which} assistant turn of this row is marked train: false"
+            raise RenderRefused("nothing_trained", detail)
         return chosen, ()
 
     def _stopped(self, rendered: Rendered, start: int, end: int) -> bool:
@@ -344,6 +335,11 @@ class RowEncoder:
                 spans_ids.append(ids[first:stop])
                 span_checks.append((i, text[spans[k][0] : spans[k][1]]))
             mask[:1] = False
+            if not mask.any():
+                out[i] = Drop(
+                    conversation.id, "nothing_trained", "all that is learnt is the first token, which nothing predicts"
+                )
+                continue
             row = np.asarray(ids, dtype=np.int32)
             out[i] = Tokenized(conversation.id, conversation.source, row, mask, tuple(bounds))
         for (i, expected), tail in zip(tail_checks, self._backend.encode_batch(tails, add_special_tokens=False), strict=True):
@@ -352,9 +348,8 @@ class RowEncoder:
         decoded = self._backend.decode_batch(spans_ids, skip_special_tokens=False)
         for (i, expected_text), text in zip(span_checks, decoded, strict=True):
             if isinstance(out[i], Tokenized) and not _same_text(text, expected_text):
-                out[i] = Drop(
-                    conversations[i].id, "decode_mismatch", f"the trained ids decode to {text[:60]!r}, not to the answer"
-                )
+                detail = f"the trained ids decode to {text[:60]!r}, not to the answer"
+                out[i] = Drop(conversations[i].id, "decode_mismatch", detail)
 
 
 _PREFIX_DETAIL = (
@@ -398,6 +393,7 @@ def _same_text(decoded: str, expected: str) -> bool:
     """Equal up to what tokenizers do on purpose: one leading space (SentencePiece) and Unicode normalisation."""
     if decoded == expected or " " + decoded == expected:
         return True
-    if unicodedata.normalize("NFC", decoded).lstrip(" ") == unicodedata.normalize("NFC", expected).lstrip(" "):
-        return True
-    return unicodedata.normalize("NFKC", decoded).lstrip(" ") == unicodedata.normalize("NFKC", expected).lstrip(" ")
+    forms: tuple[Literal["NFC", "NFKC"], ...] = ("NFC", "NFKC")
+    return any(
+        unicodedata.normalize(form, decoded).lstrip(" ") == unicodedata.normalize(form, expected).lstrip(" ") for form in forms
+    )

@@ -13,6 +13,7 @@ from sft.data.conversation import Conversation, Turn
 from sft.data.template import RenderRefused, load_template
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError, ModelError, TemplateError
+from sft.model.load import device_for_run, load_model
 from sft.run.generate import Sampling, answer
 from sft.run.screen import printable
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def find_model(name: str) -> tuple[str, Path | None]:
-    """What to load for a name: ``(model folder or Hub name, adapter folder or None)``.
+    """What to load for a name: ``(model folder or Hub name, None)``, or ``(run directory, its adapter folder)``.
 
     A run directory gives its merged model, else its full model, else its adapter on the base.
     """
@@ -34,10 +35,7 @@ def find_model(name: str) -> tuple[str, Path | None]:
         if (folder / inside).is_dir():
             return str(folder / inside), None
     if (folder / "adapter").is_dir():
-        from sft.recipe import load_recipe
-
-        recipe, _ = load_recipe(folder)
-        return str(recipe.model.name_or_path), folder / "adapter"
+        return name, folder / "adapter"
     raise InputError(f"{folder}: this run has written no model yet; finish it with sft train {folder / 'recipe.yaml'} --resume")
 
 
@@ -50,23 +48,37 @@ def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, R
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, adapter = find_model(name)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_for_run()
     source = str(adapter or where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto", attn_implementation="sdpa", trust_remote_code=False)
+        if adapter is None:
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype="auto", attn_implementation="sdpa", trust_remote_code=False
+            ).to(device)
+        else:
+            model = _adapter_on_base(Path(where), adapter, tokenizer, device)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    if adapter is not None:
-        from sft.model.adapters import open_adapter
-
-        model = open_adapter(model, tokenizer, adapter)
     if not isinstance(tokenizer.chat_template, str):
         raise TemplateError(f"{name}: its tokenizer has no chat template; export a run of ours, or add one")
     encoder = RowEncoder(tokenizer, load_template("tokenizer", tokenizer_source=tokenizer.chat_template), "all")
     record = Path(source) / "vicugna.json"
     about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return model.to(device), tokenizer, encoder, about
+    return model, tokenizer, encoder, about
+
+
+def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+    """The adapter on the base that it was trained on: the recipe's revision, position scaling and quantisation."""
+    from sft.model.adapters import open_adapter
+    from sft.recipe import load_recipe
+
+    recipe, _ = load_recipe(run)
+    section, changes = recipe.model, {"attention": "sdpa"}
+    if section.quantization == "none":  # a quantised base keeps its types: it is then what was trained, and fits where it did
+        changes |= {"dtype": section.compute_dtype or section.dtype}
+    plain = {"model": section.model_copy(update=changes), "train": recipe.train.model_copy(update={"batching": "padded"})}
+    return open_adapter(load_model(recipe.model_copy(update=plain), tokenizer, device).model, tokenizer, adapter).eval()
 
 
 def talk(name: str, *, message: str | None, system: str | None, temperature: float, max_tokens: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sft.data.conversation import Conversation, Drops, Turn
 from sft.data.overflow import exchanges, fit
 from sft.data.template import load_template
-from sft.data.tokenize import RowEncoder, Tokenized
+from sft.data.tokenize import RowEncoder, Tokenized, learnt_answers
 from sft.errors import DataError, TokenizerError
 from tests.builders import byte_level
 
@@ -118,3 +118,42 @@ def test_split_loses_no_exchange(lengths: list[tuple[int, int]], spare: int) -> 
     assert isinstance(whole, Tokenized)
     assert [i for row in rows for i in row.ids.tolist()] == whole.ids.tolist()
     assert [i for row in rows for i in row.ids[row.mask].tolist()] == whole.ids[whole.mask].tolist()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=2, max_size=5),
+    flags=st.lists(st.sampled_from([None, True, False]), min_size=5, max_size=5),
+    policy=st.sampled_from(["assistant", "last", "all"]),
+    limit=st.integers(8, 60),
+)
+def test_every_exchange_is_in_one_part_or_counted(
+    lengths: list[tuple[int, int]], flags: list[bool | None], policy: str, limit: int
+) -> None:
+    encoder = RowEncoder(byte_level(), load_template("chatml"), policy)
+    turns: list[Turn] = []
+    for i, (asks, says) in enumerate(lengths):
+        turns += [Turn("user", f"{i}?" + " ask" * asks), Turn("assistant", f"{i}!" + " say" * says, flags[i])]
+    conversation, drops = Conversation("row", tuple(turns), "source"), Drops()
+    whole = encoder.encode([conversation])[0]
+    if not isinstance(whole, Tokenized) or len(whole.ids) <= limit:
+        return
+    rows = fit(whole, conversation, encoder, limit, "split", drops)
+    texts = [encoder.backend.decode(row.ids.tolist(), skip_special_tokens=False) for row in rows]
+    taught = [encoder.backend.decode(row.ids[row.mask].tolist(), skip_special_tokens=False) for row in rows]
+    found = [[i for i in range(len(lengths)) if f"{i}? ask" in text] for text in texts]
+    assert [i for part in found for i in part] == sorted({i for part in found for i in part})
+    missing = len(lengths) - sum(map(len, found))
+    counted = sum(n for reason, n in drops.changed.items() if reason.startswith(("split_untrained", "split_part_")))
+    if rows:
+        assert not drops.counts
+        assert drops.changed["split"] == 1
+        assert counted <= missing
+        assert bool(counted) is bool(missing)
+    else:
+        assert (drops.total, dict(drops.changed)) == (1, {})
+    learnt = learnt_answers(conversation, policy)
+    for row, part, text in zip(rows, found, taught, strict=True):
+        assert len(row.ids) <= limit
+        assert row.mask.any()
+        assert not any(f"{i}! " in text for i in part if not learnt[i])
