@@ -19,7 +19,8 @@ HEAD = """# Recipe reference
 Generated from `sft/recipe.py` by `docs/build_recipe_reference.py`; edit the docstrings there. `sft show RECIPE` prints these values
 for one recipe, with where each comes from. Unknown keys are refused.
 """
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "at least this many:"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "of at least"}
+_WORDS = {"str": "text", "bool": "true or false", "int": "whole number", "float": "number", "None": "null"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,40 @@ class Knob:
     meaning: str
 
 
-def knobs(section: ast.ClassDef) -> Iterator[Knob]:
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What an annotation may name: the sections of the file, and its aliases for choices."""
+
+    sections: dict[str, ast.ClassDef]
+    aliases: dict[str, ast.expr]
+
+    @staticmethod
+    def of(module: ast.Module) -> Names:
+        targets = [node for node in module.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+        return Names(
+            {node.name: node for node in module.body if isinstance(node, ast.ClassDef)},
+            {ast.unparse(node.targets[0]): node.value for node in targets if isinstance(node.value, ast.Subscript)},
+        )
+
+
+def spoken(annotation: ast.expr, names: Names) -> str:
+    """An annotation in words: ``Literal['a', 'b'] | None`` is "`a`, `b` or null"."""
+    if isinstance(annotation, ast.BinOp):
+        return f"{spoken(annotation.left, names)} or {spoken(annotation.right, names)}"
+    if isinstance(annotation, ast.Name) and annotation.id in names.aliases:
+        return spoken(names.aliases[annotation.id], names)
+    if isinstance(annotation, ast.Name) and annotation.id in names.sections:
+        return "section"
+    if isinstance(annotation, ast.Subscript):
+        inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        kind = ast.unparse(annotation.value)
+        if kind == "Literal":
+            return ", ".join(f"`{ast.literal_eval(choice)}`" for choice in inner)
+        return "map" if kind == "dict" else f"list of {spoken(inner[0], names)}".replace("list of section", "list of sections")
+    return _WORDS.get(ast.unparse(annotation), ast.unparse(annotation))
+
+
+def knobs(section: ast.ClassDef, names: Names) -> Iterator[Knob]:
     """The annotated fields of a section in reading order."""
     for field, after in zip(section.body, [*section.body[1:], None], strict=True):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
@@ -41,7 +75,7 @@ def knobs(section: ast.ClassDef) -> Iterator[Knob]:
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
             doc = " ".join(after.value.value.split()).replace("``", "`")
         default, bounds = _default(field.value)
-        kind = ast.unparse(field.annotation) + (f" ({bounds})" if bounds else "")
+        kind = spoken(field.annotation, names) + (f", {bounds}" if bounds else "")
         yield Knob(field.target.id, kind, default, doc)
 
 
@@ -69,31 +103,38 @@ def _literal(value: ast.expr) -> str:
 
 def build(source: str) -> str:
     """The whole page for the source of sft/recipe.py."""
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    names = Names.of(ast.parse(source))
     parts = [HEAD]
-    for section in knobs(classes["Recipe"]):
-        owner = section.kind.split(" ")[0]
-        optional = " (optional)" if section.default != "required" else ""
-        parts.append(_table(f"## {section.name}{optional}", classes[owner]))
-        for name, other in classes.items():
-            used = [
-                knob.name for knob in knobs(classes[owner]) if name in knob.kind.replace("[", " ").replace(",", " ").split()
-            ]
-            if used:
-                keys = " and ".join(f"{section.name}.{key}" for key in used)
-                parts.append(_table(f"### {keys}", other))
+    for section in _fields(names.sections["Recipe"]):
+        owner = names.sections[_owner(section, names)]
+        optional = " (optional)" if section.value is not None else ""
+        parts.append(_table(f"## {ast.unparse(section.target)}{optional}", owner, names))
+        for name, other in names.sections.items():
+            keys = [ast.unparse(field.target) for field in _fields(owner) if _owner(field, names) == name]
+            if keys:
+                title = " and ".join(f"{ast.unparse(section.target)}.{key}" for key in keys)
+                parts.append(_table(f"### {title}", other, names))
     return "\n".join(parts)
 
 
-def _table(title: str, section: ast.ClassDef) -> str:
+def _fields(section: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [node for node in section.body if isinstance(node, ast.AnnAssign)]
+
+
+def _owner(field: ast.AnnAssign, names: Names) -> str:
+    """The section that a field holds, or lists; "" if it holds a plain value."""
+    found = (node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name) and node.id in names.sections)
+    return next(found, "")
+
+
+def _table(title: str, section: ast.ClassDef, names: Names) -> str:
     doc = ast.get_docstring(section)
     lines = [title, ""]
     if doc:
         lines += [" ".join(doc.split()).replace("``", "`"), ""]
-    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for knob in knobs(section):
-        kind, meaning = (text.replace("|", "\\|") for text in (knob.kind, knob.meaning))
-        lines.append(f"| `{knob.name}` | {kind} | {knob.default} | {meaning} |")
+    lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for knob in knobs(section, names):
+        lines.append(f"| `{knob.name}` | {knob.kind} | {knob.default} | {knob.meaning.replace('|', chr(92) + '|')} |")
     return "\n".join([*lines, ""])
 
 
