@@ -177,6 +177,9 @@ class Candidate:
         item: place in the completion, from 0.
         parent: id of the row that it was evolved from, else empty.
         operator: name of the evolution operator, else empty.
+        via: ids of earlier requests without which this one would not have been asked (stages of a strategy), in order.
+        group: shared by the instances of one instruction, which are not measured against each other; empty stands alone.
+        cost: its share of what its requests cost: each request's cost over the candidates that came of it.
     """
 
     id: str
@@ -192,9 +195,21 @@ class Candidate:
     is_classification: bool | None = None
     parent: str = ""
     operator: str = ""
+    via: tuple[str, ...] = ()
+    group: str = ""
+    cost: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Candidate:
+        """Rebuild from a line of candidates.jsonl.
+
+        Raises:
+            KeyError, TypeError: not a candidate.
+        """
+        return Candidate(**{**value, "demonstrations": tuple(value["demonstrations"]), "via": tuple(value.get("via", ()))})
 
 
 @dataclass(frozen=True, slots=True)
