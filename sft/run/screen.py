@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,9 @@ class Screen:
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(total=self._total, unit=" steps", desc="training", dynamic_ncols=True, initial=0)
+            # Into a file, a line every ten seconds is enough.
+            often = 0.1 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(total=self._total, unit=" steps", desc="training", dynamic_ncols=True, mininterval=often)
         if "eval" in record:
             self._bar.write(f"step {record['step']}: held-out loss {record['eval']['loss']:.4f}")
             return
