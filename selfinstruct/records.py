@@ -115,6 +115,19 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Request:
+        """Rebuild from a ledger line; the id is computed again, not believed.
+
+        Raises:
+            KeyError, TypeError: not a request.
+        """
+        given = {key: item for key, item in value.items() if key != "id"}
+        given["messages"] = tuple(Message(m["role"], m["content"]) for m in value["messages"])
+        given["sampling"] = Sampling(**{**value["sampling"], "stop": tuple(value["sampling"]["stop"])})
+        given["demonstrations"] = tuple(value["demonstrations"])
+        return Request(**given)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -164,6 +177,15 @@ class Completion:
         """
         usage = value["usage"]
         return Completion(**{**value, "usage": Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that got no reply for good: the code of the fault, and what the endpoint said (never a key)."""
+
+    request_id: str
+    code: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
