@@ -154,6 +154,9 @@ class Completion:
         endpoint: label of the endpoint, never a key or a URL with one.
         cost: money, in the currency of the recipe's prices; 0 for a replay.
         created: Unix time in seconds.
+        usage_estimated: the endpoint's counts were missing or impossible; ``usage`` is our estimate.
+        schema_dropped: the endpoint refused the request's JSON schema; the reply is free text.
+        max_tokens: limit that was sent, where it had to be smaller than the request's (context too long); else 0.
     """
 
     request_id: str
@@ -164,6 +167,9 @@ class Completion:
     endpoint: str = ""
     cost: float = 0.0
     created: float = 0.0
+    usage_estimated: bool = False
+    schema_dropped: bool = False
+    max_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
