@@ -71,7 +71,7 @@ def plan(
 
     from sft.data.dataset import prepare
     from sft.data.tokenize import RowEncoder
-    from sft.engine.manifest import write_json
+    from sft.files import write_json
     from sft.model.load import check_length, load_config
     from sft.model.tokenizer import tokenizer_for
     from sft.plan import make_plan, print_plan

@@ -22,6 +22,7 @@ import torch
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
+from sft import files
 from sft.data.dataset import Prepared, prepare
 from sft.data.packing import StepPlan, plan_steps
 from sft.data.tokenize import RowEncoder
@@ -123,7 +124,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dic
         manifest.refuse_changes(start, about["identity"])
     if ranks.main:
         (run_dir / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
-        manifest.write_json(run_dir / "run.json", about)
+        files.write_json(run_dir / "run.json", about)
 
     trainer = _build_trainer(recipe, prepared, plan, model, tokenizer, about, run_dir, start, ranks, screen)
     samples = _Samples(recipe, tokenizer, encoder, ranks)
@@ -324,15 +325,15 @@ def _finish(
 ) -> None:
     """Save what was trained, merge it, prove the merge, write the report."""
     folder = run_dir / ("model" if recipe.lora is None else "adapter")
-    partial = run_dir / f"{checkpoints.PARTIAL}{folder.name}"
+    partial = run_dir / f"{files.PARTIAL}{folder.name}"
     trainer.save_model(str(partial), _internal_call=True)
     if ranks.main:
         if recipe.lora is not None:
             adapters.verify_saved(partial, adapters.adapter_state(trainer.accelerator.unwrap_model(trainer.model)))
         servable.write_tokenizer(tokenizer, encoder, partial)
         servable.write_generation_config(encoder, tokenizer, partial)
-        manifest.write_json(partial / "vicugna.json", {**about["serving"], **about})
-        checkpoints.publish(partial, folder)
+        files.write_json(partial / "vicugna.json", {**about["serving"], **about})
+        files.publish(partial, folder)
     for name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "accelerator"):
         with contextlib.suppress(AttributeError):
             delattr(trainer, name)
@@ -342,7 +343,7 @@ def _finish(
             found = merge_run(recipe, run_dir, tokenizer, encoder, about, device)
             about["merge"] = str(found)
             screen.merged(run_dir / "merged", found)
-        manifest.write_json(run_dir / "run.json", about)
+        files.write_json(run_dir / "run.json", about)
         screen.finished(about, write_report(run_dir))
     ranks.wait()
 

@@ -13,20 +13,28 @@ FILES = sorted((ROOT / "sft").rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
-LONG_FILES = {
-    "sft/config.py": "one strict reader: YAML, faults with lines, overrides and origins share its positions",
-    "sft/engine/trainer.py": "the one door to trl: everything that touches its trainer is here",
-}
+LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "sft/engine/trainer.py:training_arguments": "one call that names every setting of the trainer",
 }
 # Folder or file -> what it may never import.
 CLOSED = {
     "sft/errors.py": ("sft",),
+    "sft/files.py": ("sft",),
+    "sft/strict_yaml.py": (
+        "sft.config",
+        "sft.recipe",
+        "sft.data",
+        "sft.model",
+        "sft.engine",
+        "sft.run",
+        "sft.plan",
+        "sft.train",
+    ),
     "sft/config.py": ("sft.recipe", "sft.data", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/recipe.py": ("sft.data", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/data/": ("sft.engine", "sft.model", "sft.run", "sft.plan", "sft.train", "sft.cli"),
-    "sft/model/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
+    "sft/model/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
     "sft/train.py": ("sft.plan", "sft.cli"),

@@ -8,15 +8,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sft.errors import ResumeError
+from sft.errors import ResumeError, VerificationError
+from sft.files import PARTIAL
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-PARTIAL = ".partial-"
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -50,21 +53,6 @@ def remove_partial(run_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def publish(partial: Path, final: Path) -> None:
-    """Sync every file of a finished folder, then rename it into place."""
-    for path in sorted(partial.rglob("*")):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
 def rotate(run_dir: Path, keep: int) -> None:
     """Remove the oldest complete checkpoints beyond ``keep``. Called only after a newer one is in place."""
     for path in complete_checkpoints(run_dir)[:-keep]:
@@ -73,6 +61,32 @@ def rotate(run_dir: Path, keep: int) -> None:
         shutil.rmtree(doomed)
 
 
-def free_bytes(folder: Path) -> int:
-    """Free disk space where a folder lives."""
-    return shutil.disk_usage(folder).free
+def verify_weights(folder: Path, model: nn.Module) -> int:
+    """Re-open a saved full model and compare it with the live one, tensor by tensor.
+
+    Returns:
+        Tensors compared. Tied ones are saved once; sharded (FSDP) ones are compared by shape.
+
+    Raises:
+        VerificationError: a tensor that is missing, or differs.
+    """
+    import torch
+    from safetensors import safe_open
+    from torch.distributed.tensor import DTensor
+
+    live = dict(model.state_dict())
+    saved: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                saved.add(key)
+                tensor, own = file.get_tensor(key), live.get(key)
+                if own is None or own.shape != tensor.shape:
+                    raise VerificationError(f"{path}: {key} is not a tensor of the model, or has another shape")
+                if not isinstance(own, DTensor) and not torch.equal(own.detach().cpu(), tensor):
+                    raise VerificationError(f"{path}: {key} differs from the model's")
+    tied = {p.data_ptr() for k, p in live.items() if k in saved}
+    missing = [k for k, p in live.items() if k not in saved and p.data_ptr() not in tied]
+    if missing:
+        raise VerificationError(f"{folder}: {len(missing)} tensors were not saved, such as {missing[0]}")
+    return len(saved)

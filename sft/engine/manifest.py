@@ -7,7 +7,6 @@ often, and how the same steps are cut into micro-batches.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -92,13 +91,3 @@ def refuse_changes(checkpoint: Path, new: Mapping[str, Any]) -> None:
         raise ResumeError(
             f"{checkpoint}: this checkpoint belongs to another run:\n{listed}\nundo these changes, or start a new output.dir"
         )
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write whole, sync, rename: a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, ensure_ascii=False, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)

@@ -37,6 +37,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2.0 * size**3 / best
 
 
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in GiB: allocated on a GPU, resident of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class FlopModel:
     """FLOP of a step, by the formula in :data:`UTILISATION`."""

@@ -21,47 +21,18 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sft.data.collate import Batch, flat_batch, padded_batch
+from sft import files
 from sft.data.dataset import RowStore, running_numbers
 from sft.data.packing import StepPlan
 from sft.engine import checkpoints
+from sft.engine.batches import PlannedBatches
 from sft.engine.loss import step_loss
-from sft.engine.manifest import write_json
-from sft.engine.metrics import FlopModel, MetricsFile, read_metrics
-from sft.errors import NonFiniteError, RunError, VerificationError
+from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
+from sft.errors import NonFiniteError, RunError
 from sft.model import adapters
 from sft.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-
-class PlannedBatches:
-    """The micro-batches of a whole run in the order in which ranks take them: step, then micro-batch, then rank.
-
-    trl insists on a ``datasets.Dataset``, so it gets the running numbers and this is its collator.
-    """
-
-    def __init__(self, store: RowStore, plan: StepPlan, pad_id: int | None) -> None:
-        self.store, self.plan, self.pad_id = store, plan, pad_id
-        self.documents = plan.most_documents() if pad_id is None else None
-
-    def __len__(self) -> int:
-        return len(self.plan.steps) * self.plan.accumulation * self.plan.world
-
-    def __call__(self, numbers: list[dict[str, int]]) -> Batch:
-        """Build the micro-batch with one running number."""
-        (item,) = numbers
-        return self[item["number"]]
-
-    def __getitem__(self, index: int) -> Batch:
-        each = self.plan.accumulation * self.plan.world
-        step, rest = divmod(index, each)
-        micro, rank = divmod(rest, self.plan.world)
-        rows = [self.store.row(int(r)) for r in self.plan.micro_batch(step, micro, rank)]
-        tokens = self.plan.trained_tokens(step)
-        if self.pad_id is not None:
-            return padded_batch(rows, tokens, self.pad_id)
-        return flat_batch(rows, tokens, self.documents)
 
 
 @dataclass(slots=True)
@@ -214,7 +185,7 @@ class PlannedTrainer(SFTTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             subset = self.store.select(rows)
             np.savez(folder / "rows.npz", ids=subset.ids, mask=subset.mask, offsets=subset.offsets)
-            write_json(
+            files.write_json(
                 folder / "rows.json", {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "rows": list(subset.names)}
             )
         names = ", ".join(self.store.names[int(r)] for r in rows[:8])
@@ -254,7 +225,7 @@ class PlannedTrainer(SFTTrainer):
             "utilisation": flops / seconds / (self.record.rate * self.plan.world),
             "data_wait": self.record.waited / seconds,
             "seconds": seconds,
-            "memory_gib": _peak_memory(self.args.device),
+            "memory_gib": peak_memory(self.args.device),
         }
         self.restart_clock()
         return out
@@ -295,7 +266,7 @@ class PlannedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place, check an adapter by re-opening it, then rename. A kill leaves the last one."""
         run_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        self._partial = run_dir / f"{checkpoints.PARTIAL}{name}"
+        self._partial = run_dir / f"{files.PARTIAL}{name}"
         main = self.is_world_process_zero()
         if main:
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -307,8 +278,8 @@ class PlannedTrainer(SFTTrainer):
                 written = self._partial / name
                 if self.recipe.lora is not None:
                     adapters.verify_saved(written, adapters.adapter_state(self.accelerator.unwrap_model(self.model)))
-                write_json(written / "vicugna.json", self.record.manifest)
-                checkpoints.publish(written, run_dir / name)
+                files.write_json(written / "vicugna.json", self.record.manifest)
+                files.publish(written, run_dir / name)
                 shutil.rmtree(self._partial)
                 checkpoints.rotate(run_dir, self.recipe.output.keep_checkpoints)
             self.accelerator.wait_for_everyone()
@@ -345,9 +316,9 @@ class PlannedTrainer(SFTTrainer):
 
     def _drill(self) -> None:
         """Save what training will save, read it back, compare every tensor, remove it."""
-        folder = Path(self.args.output_dir) / f"{checkpoints.PARTIAL}drill"
+        folder = Path(self.args.output_dir) / f"{files.PARTIAL}drill"
         needed = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        free = checkpoints.free_bytes(Path(self.args.output_dir))
+        free = files.free_bytes(Path(self.args.output_dir))
         if free < 4 * needed:  # weights, two moments, and the merged model
             raise RunError(
                 f"{self.args.output_dir}: {free / 2**30:.1f} GiB are free, checkpoints and the merged model need about "
@@ -359,7 +330,7 @@ class PlannedTrainer(SFTTrainer):
             if self.recipe.lora is not None:
                 count = adapters.verify_saved(folder, adapters.adapter_state(unwrapped))
             else:
-                count = verify_weights(folder, unwrapped)
+                count = checkpoints.verify_weights(folder, unwrapped)
             log.info("save-and-reload drill: %d tensors equal", count)
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
@@ -389,42 +360,3 @@ class _AtStart(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.at_start(self.drill)
-
-
-def verify_weights(folder: Path, model: nn.Module) -> int:
-    """Re-open a saved full model and compare it with the live one, tensor by tensor.
-
-    Returns:
-        Tensors compared. Tied ones are saved once; sharded (FSDP) ones are compared by shape.
-
-    Raises:
-        VerificationError: a tensor that is missing, or differs.
-    """
-    from safetensors import safe_open
-    from torch.distributed.tensor import DTensor
-
-    live = dict(model.state_dict())
-    saved: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                saved.add(key)
-                tensor, own = file.get_tensor(key), live.get(key)
-                if own is None or own.shape != tensor.shape:
-                    raise VerificationError(f"{path}: {key} is not a tensor of the model, or has another shape")
-                if not isinstance(own, DTensor) and not torch.equal(own.detach().cpu(), tensor):
-                    raise VerificationError(f"{path}: {key} differs from the model's")
-    tied = {id(p) for k, p in live.items() if k in saved} | {p.data_ptr() for k, p in live.items() if k in saved}
-    missing = [k for k, p in live.items() if k not in saved and p.data_ptr() not in tied]
-    if missing:
-        raise VerificationError(f"{folder}: {len(missing)} tensors were not saved, such as {missing[0]}")
-    return len(saved)
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Peak memory in GiB: allocated on a GPU, resident of the process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

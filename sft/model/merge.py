@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sft.data.template import RenderRefused
 from sft.data.tokenize import RowEncoder
-from sft.engine.checkpoints import free_bytes, publish
 from sft.errors import ModelError, VerificationError
+from sft.files import PARTIAL, free_bytes, publish, write_json
 from sft.model.load import DTYPES, load_model
 from sft.model.servable import PROBES, check_served_ids, write_servable
 from sft.recipe import Recipe
@@ -119,7 +119,7 @@ def _publish_checked(
     """Write beside ``out``, reload from disk, compare, rename. ``model`` is given up."""
     from transformers import AutoModelForCausalLM
 
-    partial = out.with_name(f".partial-{out.name}")
+    partial = out.with_name(f"{PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -136,7 +136,7 @@ def _publish_checked(
         served = check_served_ids(partial, encoder)
         record = json.loads((partial / "vicugna.json").read_text(encoding="utf-8"))
         record |= {"difference": asdict(found), "served_prompts_checked": served}
-        (partial / "vicugna.json").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_json(partial / "vicugna.json", record)
         publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

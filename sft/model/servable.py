@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sft.data.conversation import Conversation, Turn
 from sft.data.template import RenderRefused, load_template
 from sft.data.tokenize import RowEncoder
-from sft.engine.manifest import write_json
 from sft.errors import VerificationError
+from sft.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

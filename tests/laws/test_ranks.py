@@ -28,7 +28,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from sft.engine.evaluate import to_device
 from sft.engine.loss import step_loss
-from sft.engine.trainer import PlannedBatches
+from sft.engine.batches import PlannedBatches
 from sft.model.attention import register
 from tests.laws.ranks import case
 
@@ -93,8 +93,8 @@ def test_ddp_is_one_process(tmp_path: Path, lora: dict[str, int] | None) -> None
 
 
 def test_fsdp2_shards_and_is_one_process(tmp_path: Path) -> None:
+    from sft.engine.batches import PlannedBatches
     from sft.engine.loss import step_loss
-    from sft.engine.trainer import PlannedBatches
     from sft.model.attention import register
     from tests.laws.ranks import case
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sft import files
 from sft.engine import checkpoints
 from sft.engine.metrics import read_metrics
 from sft.engine.trainer import PlannedTrainer
@@ -111,18 +112,18 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import yaml
-import sft.engine.checkpoints as checkpoints
+import sft.files as files
 from sft.recipe import load_recipe
 import sft.train
 
-publish = checkpoints.publish
+publish = files.publish
 def die(partial, final):
     if final.name == "checkpoint-3":
         big = next(partial.glob("*.safetensors"))
         os.truncate(big, big.stat().st_size // 2)      # half written, as a kill would leave it
         os.kill(os.getpid(), signal.SIGKILL)
     publish(partial, final)
-checkpoints.publish = die
+files.publish = die
 recipe, _ = load_recipe(sys.argv[1])
 sft.train.run(recipe)
 """
@@ -139,7 +140,7 @@ def test_kill_during_a_checkpoint_leaves_the_last_one(tmp_path: Path) -> None:
     run(tiny_recipe(tmp_path / "straight", output__save_every=1))
     left, right = weights(tmp_path / "straight"), weights(tmp_path / "run")
     assert all(torch.equal(left[k], right[k]) for k in left)
-    assert not list((tmp_path / "run").glob(f"{checkpoints.PARTIAL}*"))
+    assert not list((tmp_path / "run").glob(f"{files.PARTIAL}*"))
     assert curve(tmp_path / "straight") == curve(tmp_path / "run")
 
 

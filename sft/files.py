@@ -1,0 +1,47 @@
+"""Files that are whole or not there: written beside their place, synced, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial-"
+"""Prefix of what is being written; a run removes what an earlier one left under it."""
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Sync every file of a finished folder, then rename it into place; a folder already there is replaced."""
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write whole, sync, rename: a reader sees the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as handle:
+        json.dump(value, handle, ensure_ascii=False, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder lives."""
+    return shutil.disk_usage(folder).free
