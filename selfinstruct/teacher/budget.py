@@ -8,7 +8,7 @@
     forfeit()         reserved -= most; spent += most  the call was lost, and the endpoint may have charged for it
     release()         reserved -= most                 the call was refused: nothing was charged
 
-Money is counted in whole billionths of a thousandth (1e-12) of the currency, so sums are exact and do not depend on their order.
+Money is counted in whole units of 1e-12 of the currency, so sums are exact and do not depend on their order.
 """
 
 from __future__ import annotations

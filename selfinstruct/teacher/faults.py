@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
+from selfinstruct.records import Failure
 from sft.errors import TeacherError
 
 Action = Literal["wait", "retry", "shorten", "rename", "plain", "give_up", "stop"]
@@ -31,21 +31,11 @@ _RETRY_STATUS = (408, 409, 425)
 _STOP_STATUS = {401: "unauthorized", 402: "payment_required", 403: "forbidden", 404: "not_found", 405: "not_allowed"}
 _FILTER = ("content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt")
 _CONTEXT = ("context_length_exceeded", "exceed_context_size_error")
-_CONTEXT_TEXT = re.compile(r"context (length|size|window)|maximum (model|sequence|input) length|too many tokens|max_model_len", re.I)
+_CONTEXT_TEXT = re.compile(
+    r"context (length|size|window)|maximum (model|sequence|input) length|too many tokens|max_model_len", re.I
+)
 _SCHEMA_TEXT = re.compile(r"response_format|json_schema|guided|grammar|structured output", re.I)
 _NUMBER = re.compile(r"\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A request that will not be answered: why, for the report. Takes the completion's place in the results."""
-
-    request_id: str
-    code: str
-    detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class CallFault(Exception):
@@ -140,7 +130,9 @@ def _room(message: str, inner: Mapping[str, Any]) -> int | None:
     if isinstance(context := inner.get("n_ctx"), int) and isinstance(prompt := inner.get("n_prompt_tokens"), int):
         return max(0, context - prompt)
     numbers = [int(number) for number in _NUMBER.findall(message)]
-    if len(numbers) >= 4 and numbers[2] + numbers[3] == numbers[1]:  # "context is C ... requested R (P in the ..., M in the ...)"
+    if (
+        len(numbers) >= 4 and numbers[2] + numbers[3] == numbers[1]
+    ):  # "context is C ... requested R (P in the ..., M in the ...)"
         return max(0, numbers[0] - numbers[2])
     return None
 
