@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,19 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 RINGS = (20, 4)  # verbs, and nouns for each, as in the figure of the Self-Instruct paper
-_CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
+# matplotlib names a collection of fonts after its first one, which for Noto is the Japanese; it has the Chinese characters too.
+_CJK_FONTS = (
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Noto Sans SC",
+        "Source Han Sans SC",
+        "Source Han Sans CN",
+        "WenQuanYi Micro Hei",
+    ),
+    *("WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "Heiti SC", "SimHei"),
+)
+_CJK_FILE = re.compile(r"(?i)^(noto ?sans ?(cjk|sc)-?regular|sourcehansans(sc|cn)-regular|wqy|msyh\.|pingfang|simhei)")
 _INK, _BAR = "#333333", "#4c78a8"
 
 
@@ -64,7 +77,9 @@ class Figure:
         return canvas
 
 
-def histogram(name: str, title: str, values: Sequence[float], xlabel: str, *, note: str = "", unit: float | None = None) -> Figure:
+def histogram(
+    name: str, title: str, values: Sequence[float], xlabel: str, *, note: str = "", unit: float | None = None
+) -> Figure:
     """A histogram with the median marked.
 
     Args:
@@ -119,15 +134,19 @@ def sunburst(pairs: Counter[tuple[str, str]], *, note: str = "", fonts: Sequence
     """Root verbs (inner ring) and the nouns that each takes most often (outer ring), as in the Self-Instruct paper.
 
     Args:
-        pairs: how often each ``(verb, noun)`` occurs; the most frequent of :data:`RINGS` are shown.
+        pairs: how often each ``(verb, noun)`` occurs; the most frequent of :data:`RINGS` are shown, without those that have no noun.
+            At least one has a noun.
         fonts: font families to try before the default.
     """
     verbs: Counter[str] = Counter()
-    for (verb, _), count in pairs.items():
-        verbs[verb] += count
+    for (verb, noun), count in pairs.items():
+        verbs[verb] += count if noun else 0
     top = sorted(verbs.items(), key=lambda item: (-item[1], item[0]))[: RINGS[0]]
+    top = [(verb, count) for verb, count in top if count]
     nouns = {
-        verb: sorted(((n, c) for (v, n), c in pairs.items() if v == verb and n), key=lambda item: (-item[1], item[0]))[: RINGS[1]]
+        verb: sorted(((n, c) for (v, n), c in pairs.items() if v == verb and n), key=lambda item: (-item[1], item[0]))[
+            : RINGS[1]
+        ]
         for verb, _ in top
     }
 
@@ -137,8 +156,8 @@ def sunburst(pairs: Counter[tuple[str, str]], *, note: str = "", fonts: Sequence
         axes = canvas.add_subplot(projection="polar")
         axes.set_axis_off()
         axes.set_ylim(0, 3.7)
-        colours = mpl.colormaps["tab20"].colors
-        inside = [(verb, sum(count for _, count in nouns[verb]) or count) for verb, count in top]
+        colours = [mpl.colormaps["tab20"](index)[:3] for index in range(20)]
+        inside = [(verb, sum(count for _, count in nouns[verb])) for verb, _ in top]
         whole = sum(size for _, size in inside)
         angle = 0.0
         for index, (verb, size) in enumerate(inside):
@@ -152,7 +171,9 @@ def sunburst(pairs: Counter[tuple[str, str]], *, note: str = "", fonts: Sequence
     return Figure("roots", "Root verbs and their nouns", note, (7.6, 7.6), paint)
 
 
-def _ring(axes: Any, word: str, start: float, share: float, ring: tuple[float, float], colour: Any, fonts: Sequence[str]) -> float:
+def _ring(
+    axes: Any, word: str, start: float, share: float, ring: tuple[float, float], colour: Any, fonts: Sequence[str]
+) -> float:
     """One piece of a ring, with its word along the radius where there is room; returns its width in radians."""
     import math
 
@@ -160,14 +181,17 @@ def _ring(axes: Any, word: str, start: float, share: float, ring: tuple[float, f
     bottom, height = ring
     axes.bar(start, height, width=wide, bottom=bottom, align="edge", color=colour, edgecolor="white", linewidth=0.8)
     middle = start + wide / 2
-    if wide * (bottom + height / 2) > 0.062:
+    room = 66 * wide * (bottom + height / 2)  # points along the arc, in a figure of 7.6 inches
+    if room > 5:
         turn = math.degrees(middle)
         turned = turn if turn <= 90 or turn >= 270 else turn - 180
         style = {"fontfamily": list(fonts)} if fonts else {}
-        size = 8.0 if len(word) <= 11 else 6.5
+        red, green, blue = colour[:3]
+        dark = len(colour) == 3 and 0.299 * red + 0.587 * green + 0.114 * blue < 0.55  # the outer ring is translucent
+        size = min(room, 8.0 if len(word) <= 11 else 6.5)
         axes.text(
             middle, bottom + height / 2, word, rotation=turned, ha="center", va="center", rotation_mode="anchor", fontsize=size,
-            parse_math=False, color=_INK, **style,
+            parse_math=False, color="white" if dark else _INK, **style,
         )  # fmt: skip
     return wide
 
@@ -177,6 +201,11 @@ def cjk_fonts() -> list[str]:
     from matplotlib import font_manager
 
     installed = set(font_manager.get_font_names())
+    if installed.isdisjoint(_CJK_FONTS):  # matplotlib's list of fonts is a cache from before the font was installed
+        for path in font_manager.findSystemFonts():
+            if _CJK_FILE.search(Path(path).name):
+                font_manager.fontManager.addfont(path)
+        installed = set(font_manager.get_font_names())
     return [name for name in _CJK_FONTS if name in installed]
 
 
@@ -193,5 +222,7 @@ def render(figures: Sequence[Figure], folder: Path) -> list[tuple[Figure, str]]:
             pages.append((figure, figure.svg()))
             figure.png(folder / f"{figure.name}.png")
         if any("missing from" in str(warning.message) for warning in caught):
-            _log.warning("%s.png: no font of this machine has all characters; install a CJK font such as Noto Sans CJK", figure.name)
+            _log.warning(
+                "%s.png: no font of this machine has all characters; install a CJK font such as Noto Sans CJK", figure.name
+            )
     return pages

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,9 @@ class RunData:
             if not item.accepted:
                 refusals.setdefault(item.filter, Counter())[item.reason] += 1
         named = [name for name in _names(self.facts.get("filters")) if name != SURPLUS]
-        order = list(dict.fromkeys([*named, *(name for name in refusals if name != SURPLUS), *([SURPLUS] * (SURPLUS in refusals))]))
+        order = list(
+            dict.fromkeys([*named, *(name for name in refusals if name != SURPLUS), *([SURPLUS] * (SURPLUS in refusals))])
+        )
         left = len(self.judged)
         stages = [Stage("parsing", len(self.failures), left, Counter(failure.reason for failure in self.failures))]
         for name in order:
@@ -164,8 +166,10 @@ def read_dataset(run_dir: str | Path) -> Iterator[Row]:
         DataError: no such file, or a line is not a row.
     """
     for where, line in _lines(Path(run_dir) / "dataset.jsonl"):
-        texts = [_text(line, key, where) for key in ("id", "instruction", "input", "output")]
-        yield Row(*texts, lineage=_object(line.get("lineage", {}), "lineage", where))
+        yield Row(
+            **_texts(line, ("id", "instruction", "input", "output"), where),
+            lineage=_object(line.get("lineage", {}), "lineage", where),
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -182,7 +186,7 @@ def _judged(line: Mapping[str, Any], where: str) -> Judged:
     if not isinstance(accepted, bool):
         raise DataError(f"{where}: verdict.accepted must be true or false")
     return Judged(
-        *(_text(candidate, key, where) for key in ("id", "instruction", "input", "output", "request_id")),
+        **_texts(candidate, ("id", "instruction", "input", "output", "request_id"), where),
         accepted=accepted,
         filter="" if accepted else _text(verdict, "filter", where),
         reason="" if accepted else _text(verdict, "reason", where),
@@ -196,15 +200,17 @@ def _failed(value: Any, where: str) -> Failed:
     item = failure.get("item")
     if not isinstance(item, int) or isinstance(item, bool):
         raise DataError(f"{where}: failure.item must be a whole number")
-    return Failed(
-        _text(failure, "request_id", where), item, _text(failure, "reason", where), str(failure.get("detail", ""))
-    )
+    return Failed(_text(failure, "request_id", where), item, _text(failure, "reason", where), str(failure.get("detail", "")))
 
 
 def _object(value: Any, name: str, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: {name} must be an object")
     return value
+
+
+def _texts(value: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, Any]:
+    return {key: _text(value, key, where) for key in keys}
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:

@@ -26,58 +26,80 @@ class Root(NamedTuple):
     noun: str
 
 
-VERBS = frozenset(
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+VERBS = _set(
     """
-    abbreviate act adapt add address adjust advise alphabetise alphabetize analyse analyze annotate anonymise answer apologise apologize
-    apply argue arrange ask assess assign assume balance begin bold brainstorm break brighten build calculate call capitalise capitalize
-    categorise categorize change chart check choose cite clarify classify code coin combine come comment compare compile complete compose
-    compress compute condense consider construct continue contrast convert convince correct count crack craft create criticise critique cut debate
-    debug decide decline decode deduce define demonstrate derive describe design detect determine develop devise diagnose differentiate
-    discuss distil distill distinguish divide do draft draw dream edit elaborate eliminate encode encrypt enumerate estimate evaluate
-    evaluate evoke examine expand explain explore express extend extract factorise factor fill find finish fix flag flip fold follow
-    form format formulate gather generate give gloss greet group guess help highlight hypothesise identify illustrate imagine implement
-    improve include increase indicate infer inform insert instruct integrate interpolate interpret introduce invent itemise judge
-    justify keep label let link list locate look make mark match measure mediate memorise mention merge modify multiply name
-    narrate negotiate normalise normalize note number offer optimise optimize order organise organize outline pair paraphrase
-    parse pen perform persuade phrase pick pitch place plan plot point port portray practise predict prepare present pretend
-    prioritise prioritize process produce prompt pronounce proofread propose prove provide punctuate put query quote raise rank rate
-    read rearrange recast recite recognise recognize recommend reconstruct record redact reduce refactor reformat remove rename render
-    reorder repair repeat rephrase replace reply report rephrase represent research respond restate restructure retell return reveal
-    reverse review revise rewrite rhyme roll round run say scale schedule score search seat select separate set shorten show simplify
-    simulate sketch soften solve sort specify spell split spot stand start state stress structure sub-edit substitute suggest sum
-    summarise summarize supply support suppose swap synthesise tag take talk tally teach tell test think total trace transcribe
-    transform translate transpose trim turn typeset unpack unscramble update use utilise utilize validate vary verify visualise
-    walk weigh work write
-    """.split()
+    abbreviate act adapt add address adjust advise aggregate alphabetise alphabetize analyse analyze annotate anonymise
+    answer apologise apologize append apply appraise argue arrange ask assemble assess assign assume balance begin bold
+    brainstorm break brighten build calculate call capitalise capitalize categorise categorize change chart check choose
+    cite clarify classify clean code coin collect combine come comment compare compile complete compose compress compute
+    condense conduct consider construct continue contrast convert convince correct count crack craft create criticise
+    critique customise customize cut debate debug decide decipher decline decode deduce define delete demonstrate derive
+    describe design detect determine develop devise diagnose differentiate discuss distil distill distinguish divide do
+    document draft draw dream edit elaborate eliminate encode encrypt enumerate estimate evaluate evoke examine expand
+    explain explicate explore express extend extract factor factorise fetch fill find finish fix flag flip fold follow
+    form format formulate gather generate give gloss grade greet group guess help highlight hypothesise identify
+    illustrate imagine implement improve include increase indicate infer inform insert instruct integrate interpolate
+    interpret introduce invent investigate itemise join judge justify keep label let link list locate look make mark
+    match measure mediate memorise mention merge modify multiply name narrate negotiate normalise normalize note number
+    offer optimise optimize order organise organize outline output pair paraphrase parse pen perform persuade phrase
+    pick pitch place plan plot point port portray post practise predict prepare present pretend prioritise prioritize
+    process produce prompt pronounce proofread propose prove provide punctuate put query quote raise rank rate
+    re-arrange re-order re-word re-write read rearrange recall recast recite recognise recognize recommend reconstruct
+    record recreate redact redesign reduce refactor reformat reformulate reframe remove rename render reorder reorganise
+    reorganize repair repeat rephrase replace reply report represent research resolve respond restate restructure retell
+    retrieve return reveal reverse review revise reword rewrite rhyme roll round run say scale schedule score search
+    seat select separate set share shorten show simplify simulate sketch soften solve sort specify spell split spot
+    stand start state stress structure sub-edit substitute suggest sum summarise summarize supply support suppose swap
+    synthesise synthesize tag take talk tally teach tell test think total trace transcribe transform translate transpose
+    trim turn typeset unpack unscramble update use utilise utilize validate vary verify visualise walk weigh work write
+    """
 )
-_SKIP = frozenset(
-    "please kindly now then next first finally also just simply briefly carefully concisely clearly politely and could can would will you"
-    " i want need like to me us for help let's".split()
+_SKIP = _set(
+    """
+    please kindly now then next first finally also just simply briefly carefully concisely clearly politely and could
+    can would will you i want need like to me us for help let's
+    """
 )
-_QUESTION = frozenset(
-    "what why how when where who whom whose which is are was were does did has have should may might must do can could would will"
-    " if".split()
+_QUESTION = _set(
+    """
+    what why how when where who whom whose which is are was were does did has have should may might must do can could
+    would will if
+    """
 )
-_OPENERS = frozenset(
-    "given using based in with from for by on as when if after before without considering imagine assuming suppose pretend under at within"
-    " following consulting".split()
+_OPENERS = _set(
+    """
+    given using based in with from for by on as when if after before without considering imagine assuming suppose
+    pretend under at within following consulting
+    """
 )
-_DETERMINERS = frozenset(
-    "a an the this that these those my your his her its our their some any each every all both no another such several many few more most"
-    " other own one two three four five six seven eight nine ten eleven twelve twenty whichever me us him them it following"
-    " given above below provided entire whole same exactly about only up out at least around out roughly".split()
+_DETERMINERS = _set(
+    """
+    a an the this that these those my your his her its our their some any each every all both no another such several
+    many few more most other own one two three four five six seven eight nine ten eleven twelve twenty whichever me us
+    him them it following given above below provided entire whole same exactly about only up out at least around roughly
+    """
 )
-_ADJECTIVES = frozenset(
-    "short long brief simple detailed funny creative good bad better best new old young small large big great common different similar main"
-    " possible interesting important popular famous unique original complete full formal informal polite friendly correct right wrong"
-    " positive negative basic random real clear concise everyday likely suitable fitting ordinary imaginary modern ancient local missing"
-    " next last first second third final possible plain vivid warm cold free fair safe dry kind firm blunt quiet sunny heavy easy hard strong weak".split()
+_ADJECTIVES = _set(
+    """
+    ancient bad basic best better big blunt brief clear cold common complete concise correct creative detailed different
+    dry easy everyday fair famous final firm first fitting formal free friendly full funny good great hard heavy
+    imaginary important informal interesting kind large last likely local long main missing modern negative new next old
+    ordinary original plain polite popular positive possible quiet random real right safe second short similar simple
+    small strong suitable sunny third unique vivid warm weak wrong young
+    """
 )
-_ENDS = frozenset(
-    "of in for from to with by on at about into onto as that which who whose if when where why how what whether and or but using between"
-    " under over per so than because while until since after before within without through during against among like via towards toward"
-    " is are was were has have can could should would may might will does do did given described stated listed named called"
-    " and/or out up back aloud above below again here there too instead not it them".split()
+_ENDS = _set(
+    """
+    of in for from to with by on at about into onto as that which who whose if when where why how what whether and or
+    but using between under over per so than because while until since after before within without through during
+    against among like via towards toward is are was were has have can could should would may might will does do did
+    given described stated listed named called and/or out up back aloud above below again here there too instead not it
+    them
+    """
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d[\d.,]*|[.,:;?!()\"“”…—–]")
 _SUFFIXES = ("ful", "ous", "ive", "ic", "able", "ible", "less", "ish", "al")
@@ -122,7 +144,7 @@ def _opening(words: list[str]) -> int | None:
             begin += 1
         if begin < len(words) and _is_root(words, begin):
             return begin
-        if at == 0 and words[0] in _QUESTION and not (words[0] in {"can", "could", "would", "will", "if"} | _OPENERS):
+        if at == 0 and words[0] in _QUESTION and words[0] not in {"can", "could", "would", "will", "if"} | _OPENERS:
             return None
         at = next((k + 1 for k in range(at, len(words)) if words[k] in {",", ":", ".", ";", "?", "!", "—", "–"}), len(words))
     return None
@@ -179,13 +201,21 @@ def _adverb(word: str) -> bool:
 _ZH_SINGLE = "写译填求解编选列画教数取猜谈讲拟撰作算答给改排挑说"
 VERBS_ZH = tuple(
     sorted(
-        "写出 写下 编写 撰写 创作 起草 草拟 拟定 拟写 列出 列举 举出 举例 解释 说明 讲明 阐述 讲解 讲述 介绍 描述 描写 形容 概括 总结 归纳 简述 概述 翻译 译成 译出 改写 重写 修改 润色"
-        " 扩写 缩写 缩短 精简 续写 仿写 补全 补充 补齐 完成 填写 回答 计算 算出 求出 证明 推导 估算 估计 比较 对比 区分 分辨 判断 判定 辨别 辨认 识别 分类 归类 归入 分析 评价 评估"
-        " 点评 评论 设计 制定 制作 规划 安排 策划 提出 提供 给出 推荐 建议 选择 选出 挑选 挑出 排序 排列 排出 找出 指出 寻找 查找 提取 提炼 抽取 摘录 转换 转化 换算 换成 改成 改为 变成"
-        " 生成 产生 构思 想象 假设 扮演 模拟 造句 检查 纠正 改正 修正 修复 修好 校对 标出 标注 注上 命名 起名 预测 推测 推断 讨论 论述 反驳 说服 劝说 安慰 感谢 道歉 邀请 告诉 说出"
-        " 背诵 朗读 拼写 统计 合并 拆分 整理 理顺 汇总 替换 删除 添加 实现 优化 重构 调试 定义 表达 组织 回复 回应 复述 查询 记录 拓展 扩展 简化 制表 压缩 翻成 配上 设想".split(),
-        key=len,
-        reverse=True,
+        _set(
+            """
+            写出 写下 编写 撰写 创作 起草 草拟 拟定 拟写 列出 列举 举出 举例 解释 说明 讲明 阐述 讲解 讲述 介绍 描述 描写
+            形容 概括 总结 归纳 简述 概述 翻译 译成 译出 改写 重写 修改 润色 扩写 缩写 缩短 精简 续写 仿写 补全 补充 补齐
+            完成 填写 回答 计算 算出 求出 证明 推导 估算 估计 比较 对比 区分 分辨 判断 判定 辨别 辨认 识别 分类 归类 归入
+            分析 评价 评估 点评 评论 设计 制定 制作 规划 安排 策划 提出 提供 给出 推荐 建议 选择 选出 挑选 挑出 排序 排列
+            排出 找出 指出 寻找 查找 提取 提炼 抽取 摘录 转换 转化 换算 换成 改成 改为 变成 生成 产生 构思 想象 假设 扮演
+            模拟 造句 检查 纠正 改正 修正 修复 修好 校对 标出 标注 注上 命名 起名 预测 推测 推断 讨论 论述 反驳 说服 劝说
+            安慰 感谢 道歉 邀请 告诉 说出 背诵 朗读 拼写 统计 合并 拆分 整理 理顺 汇总 替换 删除 添加 实现 优化 重构 调试
+            定义 表达 组织 回复 回应 复述 查询 记录 拓展 扩展 简化 制表 压缩 翻成 配上 设想 创建 创造 建立 构建 开发 搭建
+            研究 调查 输出 输入 确定 找到 鉴定 去掉 删掉 准备 评分 打分 想出 发送 加入 插入 举例说明 安装 解决 引入 重组 收集
+            改进 回顾 预订 描绘
+            """
+        ),
+        key=lambda verb: (-len(verb), verb),
     )
 )
 """Verbs of two characters; the single ones of ``_ZH_SINGLE`` count only at the head of a clause or before a number or 出, 成, 个."""
@@ -197,8 +227,9 @@ _ZH_POLITE = re.compile(
 )
 _ZH_COVERB = re.compile(r"(?P<word>把|将|对|为|给|就|从|在|用|使用|以|根据|依据|按照|按|照|针对|替)")
 _ZH_MEASURE = re.compile(
-    r"^(?:出|下|成|为|着)?(?:这|那|每)?(?:[一二两三四五六七八九十百几多]+|\d+)?(?:首|篇|段|个|句|条|种|封|份|则|组|道|本|张|幅|副|些|项|名|位|款|件|部|套|场|支|轮|家)?"
+    r"^(?:出|下|成|为|着)?(?:这|那|每)?(?:[一二两三四五六七八九十百几多]+|\d+)?(?:[首篇段个句条种封份则组道本张幅副些项名位款件部套场支轮家](?![子称件目数置法票]))?"
 )
+_ZH_COUNTED = re.compile(r"^(?:[一二两三四五六七八九十百几多]+|\d+)[首篇段个句条种封份则组道本张幅副些项名位款件部套场支轮家]")
 _ZH_LEAD = re.compile(r"^(?:什么是|何为|何谓|以下|下面|下列|给定|如下|上述|一下|有关|关于|如何|怎样|为什么|常见的?)+")
 _ZH_STOP = re.compile(r"[，。：:；！？,.!?、\n（(“\"「《]|并且|并|以及|不超过")
 _ZH_CLAUSE = re.compile(r"[，。：:；！？,!?\n]")
@@ -231,5 +262,5 @@ def _object_chinese(rest: str) -> str:
     rest = _ZH_LEAD.sub("", _ZH_MEASURE.sub("", rest, count=1))
     rest = _ZH_STOP.split(rest, maxsplit=1)[0]
     head = rest.rsplit("的", 1)[-1] or rest
-    han = re.sub(r"[^\u3400-\u4dbf\u4e00-\u9fff]", "", _ZH_MEASURE.sub("", head) or head)
+    han = re.sub(r"[^\u3400-\u4dbf\u4e00-\u9fff]", "", _ZH_COUNTED.sub("", head) or head)
     return han[-2:]
