@@ -14,6 +14,7 @@ failure at worst a few lost calls are not counted; replies are the ledger's, whi
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.teacher.budget import Spent
-from sft.errors import DataError, InputError
+from sft.errors import DataError, InputError, RunError
 
 
 class Journal:
@@ -116,12 +117,13 @@ class Journal:
         line = json.dumps(value).encode() + b"\n"
         try:
             written = os.write(self._fd, line)
+            if written < len(line):  # the disk took a part: take it back, or the next line would stand behind half a line
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise InputError(
+            raise RunError(
                 f"{self.path}: the journal of calls cannot be written: {error.strerror}; make room and run again"
             ) from None
-        if written < len(line):
-            raise InputError(f"{self.path}: the journal of calls cannot be written: disk full; make room and run again")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,7 +66,7 @@ def encode(entry: Entry) -> bytes:
         value["completion"] = entry.completion.to_json()
     else:
         assert entry.failure is not None
-        value["failure"] = entry.failure.to_json()
+        value["failure"] = asdict(entry.failure)
     # ASCII only: no text, not even a lone surrogate, can fail to encode or hold a line break.
     body = json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")[1:]
     line = _HEAD + b'%08x",' % zlib.crc32(body) + body + b"\n"
