@@ -25,18 +25,19 @@ class _Fault(Exception):
     """What is wrong with one row."""
 
 
-def read_seeds(path: str | Path) -> list[SeedTask]:
+def read_seeds(path: str | Path, max_drop_share: float = 0.0) -> tuple[list[SeedTask], list[str]]:
     """Read seed tasks.
 
     Args:
         path: ``.jsonl`` in Self-Instruct's format, or Alpaca rows (also ``.json``, ``.parquet`` and compressed ones), which become
             seeds with one instance each.
+        max_drop_share: share of the rows that may be unusable; they are left out.
 
     Returns:
-        The tasks in file order, with ids that are unique.
+        The tasks in file order, with ids that are unique, and one line for each row that was left out.
 
     Raises:
-        DataError: no such file, no task in it, or any row that is not one: all of them, each with ``file:line`` and the key.
+        DataError: no such file, no task in it, or more unusable rows: all of them, each with ``file:line`` and the key.
     """
     seeds: list[SeedTask] = []
     faults: list[str] = []
@@ -51,12 +52,12 @@ def read_seeds(path: str | Path) -> list[SeedTask]:
             continue
         places[seed.id] = row.where
         seeds.append(seed)
-    if faults:
+    if len(faults) > max_drop_share * (len(faults) + len(seeds)):
         more = f"\n... and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
         raise DataError("\n".join(faults[:_MOST_FAULTS]) + more)
     if not seeds:
         raise DataError(f"{path}: no seed task in this file")
-    return seeds
+    return seeds, faults
 
 
 def _seed(row: RawRow, index: int) -> SeedTask:
