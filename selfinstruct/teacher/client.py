@@ -58,7 +58,7 @@ class OpenAIClient:
             create = (
                 client.chat.completions.with_raw_response if request.kind == "chat" else client.completions.with_raw_response
             )
-            return await create.create(**body)  # type: ignore[call-overload]
+            return await create.create(**body)
 
         raw = await self._guarded(call, billed=True)
         headers = raw.http_response.headers
