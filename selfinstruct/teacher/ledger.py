@@ -345,10 +345,15 @@ class Ledger:
     # --- closing
 
     def close(self) -> None:
-        """Release lock and file. Pending :meth:`put_soon` calls must have returned."""
+        """Write what still waits (after a cancelled round), release lock and file."""
         if self._fd >= 0:
             if self._thread is not None:
                 self._thread.shutdown()
+            pending, self._pending = self._pending, []
+            if pending and self._broken is None:
+                # A write that the thread has just done is not indexed yet: the end of the file, not ours, is the truth.
+                self._end = os.fstat(self._fd).st_size
+                self.put_many([entry for entry, _, _ in pending])
             os.close(self._fd)
             self._fd = -1
 

@@ -78,7 +78,9 @@ class EndpointSection(Section):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise KeyedError("base_url", "must start with http:// or https:// and name a host")
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise KeyedError("base_url", "must not hold credentials, a query or a fragment; name the key's variable in key_variable")
+            raise KeyedError(
+                "base_url", "must not hold credentials, a query or a fragment; name the key's variable in key_variable"
+            )
         return self
 
     @pydantic.field_validator("key_variable")
