@@ -169,7 +169,8 @@ def _figures(run: RunData, nearest: Sequence[float], roots: Roots) -> list[plots
     if paired:
         note = (
             f"The {plots.RINGS[0]} most frequent verbs, up to {plots.RINGS[1]} nouns each. Of {roots.total:,} instructions"
-            f" {paired:,} have both; {roots.found - paired:,} have a verb alone, {roots.total - roots.found:,} are questions or open with no known verb."
+            f" {paired:,} have both; {roots.found - paired:,} have a verb alone,"
+            f" {roots.total - roots.found:,} are questions or open with no known verb."
         )
         fonts = ("DejaVu Sans", *plots.cjk_fonts()) if roots.language == "zh" else ()
         figures.append(plots.sunburst(roots.pairs, note=note, fonts=fonts))

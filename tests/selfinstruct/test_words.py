@@ -1,0 +1,94 @@
+"""Root verbs and nouns, against a reader's labels; and what the seed tasks' variety is beside that of the published ones."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from selfinstruct.words import Root, root_chinese, root_english, singular
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / "data"
+RULES = {"en": root_english, "zh": root_chinese}
+# Of the labelled instructions: how many there are, verbs right, verb and noun right. English: 50 seed tasks and 50 quickstart tasks drawn
+# by a fixed seed, labelled before the rules saw them (98 and 90 then; "aggregate" was added since). Chinese: 50 seed tasks, some of which
+# the rules were tried on; they are worded on purpose in uncommon ways, so that common ones fare better.
+ACCURACY = {"en": (100, 99, 91), "zh": (50, 36, 31)}
+# The published seed sets by the same rules: different verbs, different (verb, noun) pairs, and the share of the 20 commonest verbs among
+# all that were found. Self-Instruct's 175 (156 with a verb) and BELLE's 175 (130 with a verb).
+PUBLISHED = {"en": (50, 117, 0.737), "zh": (52, 115, 0.685)}
+# Ours open with a known verb in 154 and 109 cases. Among the Chinese there are therefore fewer pairs (96), which says nothing on variety.
+OURS = {"en": "seed_tasks.jsonl", "zh": "seed_tasks_zh.jsonl"}
+
+
+def _labelled(language: str) -> list[tuple[Root | None, str]]:
+    rows = []
+    for line in (HERE / f"roots_{language}.tsv").read_text(encoding="utf-8").splitlines():
+        verb, noun, instruction = line.split("\t")
+        rows.append((None if verb == "-" else Root(verb, "" if noun == "-" else noun), instruction))
+    return rows
+
+
+@pytest.mark.parametrize("language", RULES)
+def test_agreement_with_a_reader(language: str) -> None:
+    rows = _labelled(language)
+    found = [RULES[language](instruction) for _, instruction in rows]
+    verbs = sum((a.verb if a else None) == (b.verb if b else None) for (a, _), b in zip(rows, found, strict=True))
+    both = sum(a == b for (a, _), b in zip(rows, found, strict=True))
+    assert (len(rows), verbs, both) == ACCURACY[language]
+
+
+@pytest.mark.parametrize("language", RULES)
+def test_seed_tasks_ask_for_more_kinds_of_things_than_the_published_ones(language: str) -> None:
+    lines = (DATA / OURS[language]).read_text(encoding="utf-8").splitlines()
+    roots = [root for line in lines if (root := RULES[language](json.loads(line)["instruction"]))]
+    verbs = Counter(root.verb for root in roots)
+    published_verbs, published_pairs, published_share = PUBLISHED[language]
+    assert len(verbs) > published_verbs
+    assert sum(count for _, count in verbs.most_common(20)) / len(roots) < published_share
+    if language == "en":
+        assert len({root for root in roots if root.noun}) > published_pairs
+
+
+@pytest.mark.parametrize(
+    ("instruction", "root"),
+    [
+        ("Please write a short, funny poem about rain.", Root("write", "poem")),
+        ("Given the table, list three facts.", Root("list", "fact")),
+        ("My boiler has failed. Write my landlord an e-mail.", Root("write", "e-mail")),
+        ("Could you help me plan a birthday party?", Root("plan", "party")),
+        ("Explain why the sky is blue.", Root("explain", "")),
+        ("Give feedback\nWrite nothing else.", Root("give", "feedback")),
+        ("How do magnets work?", None),
+        ("The sea was calm.", None),
+        ("", None),
+        ("???", None),
+    ],
+)
+def test_english(instruction: str, root: Root | None) -> None:
+    assert root_english(instruction) == root
+
+
+@pytest.mark.parametrize(
+    ("instruction", "root"),
+    [
+        ("请写一首关于春天的诗。", Root("写", "诗")),
+        ("把下面的句子翻译成英文。", Root("翻译", "句子")),
+        ("用一句话概括这段文字的中心思想。", Root("概括", "思想")),
+        ("列出五种常见的水果", Root("列出", "水果")),
+        ("生成一个句子。", Root("生成", "句子")),
+        ("我要去面试，帮我写一份自我介绍。", Root("写", "介绍")),
+        ("为什么天是蓝的？", None),
+        ("", None),
+    ],
+)
+def test_chinese(instruction: str, root: Root | None) -> None:
+    assert root_chinese(instruction) == root
+
+
+def test_singular() -> None:
+    plural = "stories boxes children analyses glass bus series words churches species"
+    assert " ".join(map(singular, plural.split())) == "story box child analysis glass bus series word church species"
