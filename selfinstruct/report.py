@@ -120,6 +120,7 @@ def summary(run: RunData, nearest: Sequence[float], roots: Roots) -> dict[str, A
     return {
         "name": run.name,
         "rows": len(run.rows),
+        "unanswered": dict(Counter(failure.reason for failure in run.unanswered)),
         "candidates": len(run.judged),
         "pieces": pieces,
         "accepted": accepted,
@@ -187,7 +188,7 @@ def _page(run: RunData, numbers: Mapping[str, Any], drawn: Sequence[tuple[plots.
     environment.filters["shown"] = shown
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
-        facts=_facts(run, numbers),
+        facts=facts_of(run, numbers),
         charts=charts,
         stages=run.funnel(),
         pieces=max(1, int(numbers["pieces"])),
@@ -198,8 +199,9 @@ def _page(run: RunData, numbers: Mapping[str, Any], drawn: Sequence[tuple[plots.
     )
 
 
-def _facts(run: RunData, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts_of(run: RunData, numbers: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
     """The summary table, in the order in which a reader asks."""
+    numbers = numbers if numbers is not None else summary(run, [], find_roots([]))
     usage, cost, teacher = run.section("usage"), run.section("cost"), run.section("teacher")
     target = run.facts.get("target")
     rows = f"{numbers['rows']:,}" + (f" of {target:,} wanted" if isinstance(target, int) and target != numbers["rows"] else "")
@@ -217,6 +219,8 @@ def _facts(run: RunData, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{usage['requests']:,}" + (f", {paid:,} of them paid for in this run" if isinstance(paid, int) else ""),
             )
         )
+    if numbers["unanswered"]:
+        facts.append(("without a reply", ", ".join(f"{code} {count:,}" for code, count in numbers["unanswered"].items())))
     if isinstance(usage.get("prompt_tokens"), int) and isinstance(usage.get("completion_tokens"), int):
         total = usage["prompt_tokens"] + usage["completion_tokens"]
         each = f"; {total / numbers['rows']:,.0f} per row" if numbers["rows"] else ""

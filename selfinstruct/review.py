@@ -21,8 +21,8 @@ from sft.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-PARSING = "parsing"
-"""The name by which pieces that could not be parsed are found, among the filters."""
+PARSING, TEACHER = "parsing", "teacher"
+"""The names by which pieces that could not be parsed, and requests without a reply, are found among the filters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Query:
 
     Attributes:
         kept: True for accepted ones only, False for refused ones only.
-        filter: refused by this filter; ``parsing`` for pieces that were no candidates.
+        filter: refused by this filter; ``parsing`` for pieces that were no candidates, ``teacher`` for requests without a reply.
         reason: refused for this reason.
         count: how many to draw; None for all.
         seed: of the draw.
@@ -57,7 +57,7 @@ def select(run: RunData, query: Query) -> list[Entry]:
         raise InputError("kept candidates have no filter and no reason; drop one of the two")
     if query.count is not None and query.count < 1:
         raise InputError(f"{query.count} candidates cannot be shown; ask for at least 1")
-    entries: list[Entry] = [*run.failures, *run.judged]
+    entries: list[Entry] = [*run.unanswered, *run.failures, *run.judged]
     _known("filter", query.filter, {_filter(entry) for entry in entries if not _kept(entry)})
     _known("reason", query.reason, {entry.reason for entry in entries if not _kept(entry)})
     found = [
@@ -103,7 +103,9 @@ def _kept(entry: Entry) -> bool:
 
 
 def _filter(entry: Entry) -> str:
-    return entry.filter if isinstance(entry, Judged) else PARSING
+    if isinstance(entry, Judged):
+        return entry.filter
+    return PARSING if entry.item >= 0 else TEACHER
 
 
 def _known(what: str, wanted: str | None, there: set[str]) -> None:
@@ -119,6 +121,8 @@ def _counts(run: RunData) -> RenderableType:
     table = Table("filter", "reason", box=None)
     table.add_column("candidates", justify="right")
     table.add_row(Text("accepted", style="green"), "", f"{sum(item.accepted for item in run.judged):,}")
+    for code, count in Counter(failure.reason for failure in run.unanswered).most_common():
+        table.add_row(TEACHER, Text(shown(code, 60)), f"{count:,}")
     for stage in run.funnel():
         for reason, count in Counter(stage.reasons).most_common():
             table.add_row(Text(shown(stage.name, 60)), Text(shown(reason, 60)), f"{count:,}")
@@ -142,7 +146,8 @@ def _panel(entry: Entry) -> RenderableType:
 def _told(entry: Entry) -> tuple[str, str]:
     """A heading, and the evidence or, for a kept candidate, the scores."""
     if isinstance(entry, Failed):
-        return f"request {shown(entry.request_id, 40)}, item {entry.item}: {shown(entry.reason, 60)}", ""
+        place = f", item {entry.item}" if entry.item >= 0 else ""
+        return f"request {shown(entry.request_id, 40)}{place}: {shown(entry.reason, 60)}", ""
     if entry.accepted:
         return f"{shown(entry.id, 60)}: accepted", evidence(entry.scores)
     return f"{shown(entry.id, 60)}: {shown(entry.filter, 60)}, {shown(entry.reason, 60)}", evidence(entry.evidence)
@@ -150,7 +155,7 @@ def _told(entry: Entry) -> tuple[str, str]:
 
 def _parts(entry: Entry) -> list[tuple[str, str]]:
     if isinstance(entry, Failed):
-        return [("piece", entry.detail)]
+        return [("piece" if entry.item >= 0 else "error", entry.detail)]
     parts = [("instruction", entry.instruction), ("input", entry.input), ("output", entry.output)]
     return [(label, part) for label, part in parts if part]
 

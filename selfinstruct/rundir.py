@@ -3,7 +3,7 @@
 ::
 
     run.json           counts, cost, versions, seeds        RunData.facts
-    candidates.jsonl   {candidate, verdict} | {failure}     RunData.judged, RunData.failures
+    candidates.jsonl   {candidate, verdict} | {failure}     RunData.judged, RunData.failures, RunData.unanswered
     dataset.jsonl      {id, instruction, input, output, lineage}   RunData.rows
 
 Nothing here is trusted to be well-formed, and nothing is guessed: a line that is not what it should be is an error with its place.
@@ -60,7 +60,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A piece of a completion that was no candidate."""
+    """A piece of a completion that was no candidate, or, with an ``item`` of -1, a request that got no completion."""
 
     request_id: str
     item: int
@@ -87,6 +87,7 @@ class RunData:
         facts: ``run.json``.
         judged: candidates in the order in which they were judged.
         failures: pieces that could not be parsed, in order.
+        unanswered: requests that got no completion, in order.
         rows: the data set.
     """
 
@@ -94,6 +95,7 @@ class RunData:
     facts: Mapping[str, Any]
     judged: tuple[Judged, ...]
     failures: tuple[Failed, ...]
+    unanswered: tuple[Failed, ...]
     rows: tuple[Row, ...]
 
     @property
@@ -156,7 +158,9 @@ def read_run(run_dir: str | Path) -> RunData:
             failures.append(_failed(line["failure"], where))
         else:
             judged.append(_judged(line, where))
-    return RunData(path, facts, tuple(judged), tuple(failures), tuple(read_dataset(path)))
+    pieces = tuple(failure for failure in failures if failure.item >= 0)
+    unanswered = tuple(failure for failure in failures if failure.item < 0)
+    return RunData(path, facts, tuple(judged), pieces, unanswered, tuple(read_dataset(path)))
 
 
 def read_dataset(run_dir: str | Path) -> Iterator[Row]:

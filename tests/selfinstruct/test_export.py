@@ -12,10 +12,10 @@ from selfinstruct.export import FORMATS, Format, export_run
 from sft.data.conversation import Conversation, Drops
 from sft.data.sources import read_source
 from sft.errors import DataError
-from sft.recipe import Source
+from sft.recipe import FormatName, Source
 from tests.selfinstruct.finished import KEPT, write_run
 
-READ_AS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "messages": "messages", "parquet": "alpaca"}
+READ_AS: dict[Format, FormatName] = {"alpaca": "alpaca", "sharegpt": "sharegpt", "messages": "messages", "parquet": "alpaca"}
 
 
 def _turns(path: Path, format: Format) -> list[list[tuple[str, str]]]:
@@ -44,9 +44,10 @@ def test_round_trip_through_the_readers_of_the_training_side(tmp_path: Path, for
     assert _turns(tmp_path / "out", format) == wanted
 
 
-def test_many_rows_and_odd_characters(tmp_path: Path) -> None:
-    odd = '\u2028\u2029\x00\x1f\ufeff\U0001f999\U0010ffff \\ " </s> [INST] 中文\r\n'
-    kept = [(f"Name number {n}. {odd}", odd if n % 2 else "", f"{n}{odd}") for n in range(9_000)]
+def test_many_rows_and_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfinstruct.export._BATCH", 64)
+    odd = '\u2028\u2029\x01\x1f\ufeff\U0001f999\U0010ffff \\ " </s> [INST] 中文\r\n'
+    kept = [(f"Name number {n}. {odd}", odd if n % 2 else "", f"{n}{odd}") for n in range(300)]
     run = write_run(tmp_path / "run", kept=kept)
     for format in FORMATS:
         assert export_run(run, tmp_path / format, format).rows == len(kept)
@@ -97,7 +98,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         export_run(run, tmp_path / "no" / "out", "alpaca")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "run"]
     for format in ("alpaca", "sharegpt", "messages"):  # JSON can: escaped
-        exported = export_run(run, tmp_path / format, format)  # type: ignore[arg-type]
+        exported = export_run(run, tmp_path / format, format)
         assert b"a\\ud800b" in exported.path.read_bytes()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from selfinstruct.display import evidence, sample, shown
+from selfinstruct.report import facts_of
+from selfinstruct.review import Query, select
 from selfinstruct.rundir import read_run
 from sft.errors import DataError
 from tests.selfinstruct.finished import FAILURES, KEPT, REFUSED, write_run
@@ -20,6 +22,18 @@ def test_everything_is_read(tmp_path: Path) -> None:
         (name, reason) for name, reason, _, _ in REFUSED
     ]
     assert [(failure.reason, failure.detail) for failure in run.failures] == FAILURES
+
+
+def test_requests_without_a_reply_are_no_pieces(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    with (path / "candidates.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"failure": {"request_id": "cd", "item": -1, "reason": "timeout", "detail": "after 5 tries"}}\n')
+    run = read_run(path)
+    assert [(failure.request_id, failure.reason) for failure in run.unanswered] == [("cd", "timeout")]
+    assert [failure.reason for failure in run.failures] == [reason for reason, _ in FAILURES]
+    assert run.funnel()[0].refused == len(FAILURES)
+    assert [entry.reason for entry in select(run, Query(filter="teacher"))] == ["timeout"]
+    assert ("without a reply", "timeout 1") in facts_of(run)
 
 
 def test_the_funnel_follows_the_recipe_and_loses_nobody(tmp_path: Path) -> None:
