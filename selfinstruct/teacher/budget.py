@@ -167,6 +167,24 @@ class Budget:
                 raise BudgetReached(short)
             self._changed = self._changed or asyncio.Event()
             await self._changed.wait()
+        return self._open(wanted)
+
+    def reserve_now(self, request: Request) -> Reservation:
+        """As :meth:`reserve`, without waiting.
+
+        Raises:
+            BudgetReached: it does not fit now.
+        """
+        wanted = self.most(request)
+        if (short := self._short(wanted)) is not None:
+            raise BudgetReached(short)
+        return self._open(wanted)
+
+    def hold(self, request: Request) -> Reservation:
+        """Set aside what an earlier process has committed already, fit or not."""
+        return self._open(self.most(request))
+
+    def _open(self, wanted: Reservation) -> Reservation:
         self._reserved.money += wanted.money
         self._reserved.tokens += wanted.tokens
         self._reserved.requests += 1

@@ -22,7 +22,19 @@ from typing import Any
 
 Body = dict[str, Any]
 FAULTS = (
-    *("429", "429_after", "500", "hang", "disconnect", "cut_body", "cut_json", "wrong_schema", "slow", "no_usage", "wrong_usage"),
+    *(
+        "429",
+        "429_after",
+        "500",
+        "hang",
+        "disconnect",
+        "cut_body",
+        "cut_json",
+        "wrong_schema",
+        "slow",
+        "no_usage",
+        "wrong_usage",
+    ),
     *("401", "403", "quota", "content_filter", "context", "schema_refused", "renamed", "bad_request", "refusal", "null_length"),
 )
 
@@ -174,7 +186,11 @@ class FaultServer:
             return 400, {"message": text, "code": "unsupported_parameter", "param": "max_tokens"}, {}
         simple: dict[str, tuple[int, Body, Mapping[str, str]]] = {
             "429": (429, {"message": "Rate limit reached", "code": "rate_limit_exceeded"}, {}),
-            "429_after": (429, {"message": "Rate limit reached", "code": "rate_limit_exceeded"}, {"retry-after": self.retry_after}),
+            "429_after": (
+                429,
+                {"message": "Rate limit reached", "code": "rate_limit_exceeded"},
+                {"retry-after": self.retry_after},
+            ),
             "500": (500, {"message": "The server had an error"}, {}),
             "401": (401, {"message": "Incorrect API key provided", "code": "invalid_api_key"}, {}),
             "403": (403, {"message": "Country not supported", "code": "unsupported_country"}, {}),
@@ -201,7 +217,14 @@ class FaultServer:
         choice = {"index": 0, "text": text} if path.endswith("/v1/completions") else {"index": 0, "message": message}
         choice["finish_reason"] = reason
         # One id for all: a ledger that went by the endpoint's ids would lose replies.
-        return {"id": "cmpl-0", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
+        return {
+            "id": "cmpl-0",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": usage,
+        }
 
     # --- files and batches
 
@@ -244,10 +267,15 @@ def answer_all(server: FaultServer, batch: Body) -> None:
         digest = hashlib.sha256(json.dumps(asked["body"], sort_keys=True).encode()).hexdigest()[:24]
         fault = server.fault_for(digest)
         if refused := server.refusal(fault, asked["body"]):
-            bad.append({"custom_id": asked["custom_id"], "response": {"status_code": refused[0], "body": {"error": refused[1]}}})
+            bad.append(
+                {"custom_id": asked["custom_id"], "response": {"status_code": refused[0], "body": {"error": refused[1]}}}
+            )
             continue
         if fault in ("hang", "disconnect"):  # expired before its turn
-            error = {"code": "batch_expired", "message": "This request could not be executed before the completion window expired."}
+            error = {
+                "code": "batch_expired",
+                "message": "This request could not be executed before the completion window expired.",
+            }
             bad.append({"custom_id": asked["custom_id"], "response": None, "error": error})
             continue
         server.stats.paid[digest] += 1
