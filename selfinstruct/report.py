@@ -154,7 +154,7 @@ def summary(run: RunData, nearest: Sequence[float], roots: Roots) -> dict[str, A
 
 def _figures(run: RunData, nearest: Sequence[float], roots: Roots) -> list[plots.Figure]:
     stages = run.funnel()
-    figures = [plots.funnel([(stage.name, stage.left, stage.refused) for stage in stages])]
+    figures = [plots.funnel([(shown(stage.name, 40), stage.left, stage.refused) for stage in stages])]
     if not run.rows:
         return figures
     unit = "characters" if roots.language == "zh" else "words"

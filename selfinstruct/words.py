@@ -103,6 +103,7 @@ _ENDS = _set(
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d[\d.,]*|[.,:;?!()\"“”…—–]")
 _SUFFIXES = ("ful", "ous", "ive", "ic", "able", "ible", "less", "ish", "al")
+_LONGEST = 24  # letters; what is longer is no English word, and would burst a figure
 _IRREGULAR = {
     "children": "child", "people": "person", "men": "man", "women": "woman", "mice": "mouse", "feet": "foot", "teeth": "tooth",
     "analyses": "analysis", "theses": "thesis", "hypotheses": "hypothesis", "crises": "crisis", "criteria": "criterion", "geese": "goose",
@@ -187,7 +188,7 @@ def _object(words: list[str]) -> str:
         if head and word.endswith("ly") and word not in {"family", "reply", "assembly", "supply"}:
             break
         head = word
-    return singular(head) if head and not _adverb(head) else ""
+    return singular(head) if head and len(head) <= _LONGEST and not _adverb(head) else ""
 
 
 def _adjective(word: str) -> bool:

@@ -62,6 +62,7 @@ def test_seed_tasks_ask_for_more_kinds_of_things_than_the_published_ones(languag
         ("Could you help me plan a birthday party?", Root("plan", "party")),
         ("Explain why the sky is blue.", Root("explain", "")),
         ("Give feedback\nWrite nothing else.", Root("give", "feedback")),
+        (f"Write a {'poem' * 1000}.", Root("write", "")),
         ("How do magnets work?", None),
         ("The sea was calm.", None),
         ("", None),
