@@ -158,6 +158,11 @@ def _faults(schema: type[Section], document: Document, item: Mapping[str, Any]) 
         named = getattr(item["ctx"]["error"], "key", None)
         if named:
             key = (*key, *named)
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        key = (*key, item["ctx"]["discriminator"].strip("'"))
+        expected = item["ctx"].get("expected_tags", "")
+        tag = item["ctx"].get("tag")
+        message = "is required" if tag is None else f"must be one of {expected}, got {_show(tag)}" + _closest(tag, expected)
     elif kind in _PLAIN_WORDS:
         message = _PLAIN_WORDS[kind] + ("" if kind == "missing" else f", got {_show(given)}")
     elif kind == "literal_error":
@@ -214,23 +219,24 @@ def _closest(given: Any, expected: str) -> str:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section class inside ``X``, ``X | None``, ``tuple[X, ...]`` or ``Annotated[X, ...]``; None for plain values."""
+    """The first section class inside ``X``, ``X | None``, ``tuple[X, ...]`` or ``Annotated[X, ...]``; None for plain values."""
+    return next(sections_of(annotation), None)
+
+
+def sections_of(annotation: Any) -> Iterator[type[Section]]:
+    """Every section class inside an annotation: the branches of a union too."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        yield annotation
+    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
         for argument in typing.get_args(annotation):
-            found = section_of(argument)
-            if found is not None:
-                return found
-    return None
+            yield from sections_of(argument)
 
 
 def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema, sections first."""
     for name, info in schema.model_fields.items():
         yield prefix + name
-        inner = section_of(info.annotation)
-        if inner is not None:
+        for inner in sections_of(info.annotation):
             yield from known_keys(inner, f"{prefix}{name}.")
 
 
