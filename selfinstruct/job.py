@@ -66,7 +66,7 @@ def prepare(recipe: Recipe) -> Prepared:
         "recipe": {key: value for key, value in values(recipe).items() if not key.startswith(_FREE)},
         "seeds": file_digest(recipe.seeds.path),
         "prompts": strategy.prompts() | judge.prompts(),
-        "evaluation_sets": judge.digests(),
+        "evaluation_sets": {path: file_digest(path) for path in judge.files()},
     }
     out = recipe.output
     job = Job(seeds, strategy, judge, out.rows, digest(identity), out.max_rounds, out.stall_rounds)

@@ -30,6 +30,9 @@ Ask = Callable[[Sequence[Request]], Awaitable[list[Reply]]]
 _MARGIN = 1.1
 """Requests of the last rounds over those that the yield so far makes likely."""
 
+_SAVE_EVERY = 5000
+"""Rows between two savings of the novelty index, at least."""
+
 
 class Watch(Protocol):
     """Who looks on. Called between rounds and after each stage of one."""
@@ -54,6 +57,7 @@ class Job:
         identity: of everything that the data depend on; a state under another identity is not continued.
         max_rounds, stall_rounds: as in the recipe's output section.
         recorded: for a replay: round -> the requests of the first stage that the ledger holds, in order.
+        most_requests: of the first stage, in all; None for no bound.
     """
 
     seeds: list[SeedTask]
@@ -64,6 +68,7 @@ class Job:
     max_rounds: int | None = None
     stall_rounds: int = 5
     recorded: dict[int, list[Request]] | None = None
+    most_requests: int | None = None
 
     def requests(self, run: Run, view: View) -> list[Request]:
         """The first stage of the next round, no more of it than the rows that are missing make likely."""
@@ -74,7 +79,12 @@ class Job:
                 return []
             if not {request.id for request in held} <= {request.id for request in made}:
                 made = held  # other filters led the rounds elsewhere: what was asked then is what there is
-        return made[: wanted(run, self.rows, len(made))]
+        most = len(made) if self.most_requests is None else self.most_requests - run.tally.asked
+        return made[: min(most, wanted(run, self.rows, len(made)))]
+
+    def bounded(self) -> bool:
+        """Whether running out of requests is the intended end."""
+        return self.recorded is not None or self.most_requests is not None
 
 
 def wanted(run: Run, target: int, most: int) -> int:
@@ -102,25 +112,30 @@ async def generate(job: Job, ask: Ask, held: Ask, store: Store, watch: Watch) ->
         TeacherError: budget reached, teacher failed, stalled or nothing left to ask. ``dataset.jsonl`` then holds the rows so far.
     """
     run = store.restore(job.identity)
-    job.judge.restore(run.rows)
+    job.judge.restore(run.candidates, store.index)
     watch.round(run)
+    kept = len(run.rows)
     try:
         while len(run.rows) < job.rows and (job.max_rounds is None or run.round < job.max_rounds):
             view = View(job.seeds, run.candidates, job.judge.screen)
             requests = job.requests(run, view)
             if not requests:
-                if job.recorded is not None:
+                if job.bounded():
                     break
                 raise Exhausted(f"{len(run.rows)} of {job.rows} rows, and nothing is left to ask; {_MORE}")
             judged = await _play(job, run, requests, view, ask, held, store, watch)
             store.append(judged)
             run.add(judged, len(requests))
             store.commit(run, job.identity)
+            if len(run.rows) >= kept + max(_SAVE_EVERY, kept // 2):  # a kill costs a rebuild of the rest at most
+                job.judge.save(store.index)
+                kept = len(run.rows)
             watch.round(run)
             if run.stalled >= job.stall_rounds:
                 raise Exhausted(_stalled(run))
     finally:
         store.dataset(run)
+        job.judge.save(store.index)
     return run
 
 

@@ -149,7 +149,7 @@ class Store:
             raise InputError(f"{self.dir}: the run directory cannot be made: {error.strerror}; choose another output.dir") from None
         if not os.access(self.dir, os.W_OK | os.X_OK):
             raise InputError(f"{self.dir}: the run directory cannot be written; choose another output.dir")
-        self.candidates = self.dir / "candidates.jsonl"
+        self.candidates, self.index = self.dir / "candidates.jsonl", self.dir / "novelty.bin"
         self._state = self.dir / "state.json"
         self._bytes = 0
 

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     if action == "pack":
         data = pack(folder)
         ledger.write_bytes(data)
-        print(f"{ledger}: {data.count(b'\n')} replies, {len(data):,} bytes")
+        print(f"{ledger}: {len(data.splitlines())} replies, {len(data):,} bytes")
     else:
         print(f"{folder}: {unpack(ledger, folder)} texts")
 

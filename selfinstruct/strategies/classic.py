@@ -12,13 +12,12 @@ instructions keep their case (the original lower-cases all but the first letter)
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfinstruct.novelty import NoveltyIndex
 from selfinstruct.parse import parse_classification, parse_instances, parse_instructions
+from selfinstruct.postprocess import tidy, vary_input
 from selfinstruct.prompts import load_prompt
 from selfinstruct.records import Candidate, Completion, Instance, ParseFailure, Request, SeedTask
 from selfinstruct.strategies.base import Asking, Item, Stage, View, prose
@@ -27,7 +26,6 @@ from sft.errors import InputError
 
 _YES, _NO = 12, 19
 """Demonstrations of stage 2, as many as in the original."""
-_FIELD = re.compile(r"^\s*([^\W\d_][\w ]{0,30}):[ \t]*", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -92,7 +90,8 @@ class Classic:
             out.append(
                 self.asking.request(
                     text,
-                    stop=(f"\n{self.shown + self.section.instructions_per_call + 1}.",),
+                    # The number after the next one: an item is whole only if the mark behind it was written.
+                    stop=(f"\n{self.shown + self.section.instructions_per_call + 2}.",),
                     draw=number,
                     purpose=self.purpose,
                     round=number,
@@ -181,7 +180,7 @@ class Classic:
         return self.asking.request(
             prose(text),
             self.section.instances.to_sampling(),
-            stop=("Task:", f"Example {self.section.instances_per_task + 1}"),
+            stop=("\nTask:",),
             purpose="instances",
             round=task.bare.round,
             index=task.item,
@@ -209,39 +208,20 @@ class Classic:
         return out
 
     def _tidied(self, task: _Task, found: Sequence[Instance], demand: Request) -> tuple[list[Instance], list[ParseFailure]]:
-        """Stage 4: unfinished and repeated instances out, all of them if they contradict each other, at most so many kept."""
-        refused: list[ParseFailure] = []
-        kept: list[Instance] = []
-        for place, instance in enumerate(found):
-            if instance.input.rstrip().endswith((":", "：")) or instance.output.rstrip().endswith((":", "：")):
-                refused.append(ParseFailure(demand.id, place, "ends_with_colon", (instance.output or instance.input)[-200:]))
-            elif instance not in kept:
-                kept.append(instance)
-        outputs: dict[str, str] = {}
-        for instance in kept:
-            if instance.input and outputs.setdefault(instance.input, instance.output) != instance.output:
-                refused.append(ParseFailure(demand.id, 0, "contradictory_instances", instance.input[:200]))
-                return [], refused
+        """Stage 4: spoilt and repeated instances out, all of them if they contradict each other, at most so many kept."""
+        kept, spoilt = tidy(found)
+        refused = [ParseFailure(demand.id, found.index(i), code, f"{i.input[:100]} | {i.output[:100]}") for i, code in spoilt]
         rng = self.asking.rng(task.bare.round, task.bare.id)
         if len(kept) > self.section.instances_per_task:
             kept = [kept[i] for i in sorted(rng.sample(range(len(kept)), self.section.instances_per_task))]
         if self.section.augment:
-            kept = [Instance(_augmented(i.input, rng), i.output) for i in kept]
+            kept = [Instance(vary_input(i.input, rng), i.output) for i in kept]
         return kept, refused
 
 
 def _first_of_groups(rows: Sequence[Candidate]) -> list[Candidate]:
     """One row per instruction."""
     return list({row.group or row.id: row for row in reversed(rows)}.values())[::-1]
-
-
-def _augmented(text: str, rng: random.Random) -> str:
-    """Format augmentation of an input: without its field name if it has exactly one, without blank lines; each by a coin."""
-    if len(set(_FIELD.findall(text))) == 1 and rng.random() < 0.5:
-        text = _FIELD.sub("", text).strip()
-    if "\n\n" in text and rng.random() < 0.5:
-        text = text.replace("\n\n", "\n")
-    return text
 
 
 def _one_line(instruction: str) -> str:

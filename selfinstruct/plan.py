@@ -1,0 +1,220 @@
+"""What a recipe will take before it takes it: calls, tokens, money, hours, and the yield of each filter.
+
+Measured on a pilot of a few calls, or on the replies that a ledger already holds; nothing is guessed from the recipe alone. A pilot's
+replies go into the run's own ledger: the run that follows does not pay for them again.
+
+Two estimates of the calls: the *least*, if the yield stays as it is; and the *fallen*, if it goes on falling as it fell between the first
+half of the calls and all of them. New instructions collide with old ones more often as the pool grows: rows ~ calls^b (Heaps' law),
+b = log2(rows of all / rows of the first half).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfinstruct.records import Completion, Request, Usage
+from selfinstruct.screen import duration
+from selfinstruct.store import TARGET, Run
+from selfinstruct.strategies.base import Reply
+from sft.errors import InputError
+
+_LEAST_EXPONENT = 0.5
+_FEWEST_CALLS = 8
+"""Below this many calls the halves say nothing."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Sums over the replies of a pilot or a replay, by purpose of the request."""
+
+    calls: Counter[str]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    money: float = 0.0
+
+    def add(self, requests: Sequence[Request], replies: Sequence[Reply]) -> None:
+        for request, reply in zip(requests, replies, strict=True):
+            if isinstance(reply, Completion):
+                self.calls[request.purpose.partition(":")[0]] += 1
+                self.prompt_tokens += reply.usage.prompt_tokens
+                self.completion_tokens += reply.usage.completion_tokens
+                self.money += reply.cost
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What N rows take. ``hours`` is None where no time was measured, ``money`` where no price is known."""
+
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None
+    hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan, and what it was measured on.
+
+    Attributes:
+        source: ``pilot`` or ``ledger``.
+        first_calls: requests of the first stage that were answered; ``calls`` by purpose.
+        candidates, rows: parsed and accepted.
+        refused: filter -> candidates; ``unparsed``: reason -> pieces.
+        exponent: b above; None with too few calls.
+        least, fallen: the estimates.
+    """
+
+    source: str
+    target: int
+    first_calls: int
+    calls: dict[str, int]
+    candidates: int
+    rows: int
+    refused: dict[str, int]
+    unparsed: dict[str, int]
+    exponent: float | None
+    least: Estimate
+    fallen: Estimate | None
+    cap: float | None
+    currency: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What bounds the hours.
+
+    Attributes:
+        seconds: of the pilot's slowest barrier, about the time of one reply.
+        concurrency: most calls in flight over all endpoints.
+        requests_per_round: of the first stage.
+        requests_per_minute, tokens_per_minute: over all endpoints; None for no limit.
+    """
+
+    seconds: float
+    concurrency: int
+    requests_per_round: int
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+    def hours(self, first_calls: float, calls: float, tokens: float) -> float:
+        """The slowest of: barriers, places in flight, requests per minute, tokens per minute."""
+        rounds = math.ceil(first_calls / self.requests_per_round)
+        waves = max(rounds, calls / self.concurrency)
+        minutes = [waves * self.seconds / 60]
+        minutes += [calls / self.requests_per_minute] if self.requests_per_minute else []
+        minutes += [tokens / self.tokens_per_minute] if self.tokens_per_minute else []
+        return max(minutes) / 60
+
+
+def make_plan(
+    run: Run,
+    meter: Meter,
+    target: int,
+    *,
+    source: str,
+    order: Sequence[str],
+    price: tuple[float, float] | None = None,
+    pace: Pace | None = None,
+    cap: float | None = None,
+    currency: str = "",
+) -> Plan:
+    """Extrapolate from a played run to ``target`` rows.
+
+    Args:
+        run: played on the pilot or the ledger.
+        meter: of its replies.
+        order: names of the filters.
+        price: money per prompt and per completion token; None takes what the replies did cost, if anything.
+
+    Raises:
+        InputError: nothing was accepted: there is no yield to extrapolate.
+    """
+    asked, rows = run.tally.asked, len(run.rows)
+    if not asked or not rows:
+        reasons = ", ".join(f"{name}: {reason} ({n})" for (name, reason), n in run.tally.refused.most_common(3))
+        raise InputError(
+            f"{asked} calls gave {run.tally.candidates} candidates and {rows} rows: there is no yield to plan with"
+            + (f"; most often refused by {reasons}" if reasons else "")
+        )
+    exponent = _exponent(run) if asked >= _FEWEST_CALLS else None
+    usage = Usage(meter.prompt_tokens, meter.completion_tokens)
+    money = price[0] * usage.prompt_tokens + price[1] * usage.completion_tokens if price is not None else meter.money or None
+
+    def estimate(first_calls: float) -> Estimate:
+        times = first_calls / asked
+        calls = sum(meter.calls.values()) * times
+        hours = pace.hours(first_calls, calls, usage.total * times) if pace is not None else None
+        cost = None if money is None else money * times
+        return Estimate(math.ceil(calls), math.ceil(usage.prompt_tokens * times), math.ceil(usage.completion_tokens * times), cost, hours)
+
+    refused = Counter(dict.fromkeys(order, 0))
+    for (name, _), count in run.tally.refused.items():
+        refused[name] += count
+    surplus = refused.pop(TARGET, 0)
+    return Plan(
+        source=source,
+        target=target,
+        first_calls=asked,
+        calls=dict(meter.calls),
+        candidates=run.tally.candidates - surplus,
+        rows=rows,
+        refused=dict(refused),
+        unparsed=dict(run.tally.unparsed.most_common()),
+        exponent=exponent,
+        least=estimate(asked * target / rows),
+        fallen=estimate(asked * (target / rows) ** (1 / exponent)) if exponent is not None and target > rows else None,
+        cap=cap,
+        currency=currency,
+    )
+
+
+def _exponent(run: Run) -> float | None:
+    """b of rows ~ calls^b, from the rows of the first half of the calls and of all; None if the first half gave none."""
+    calls = sorted({(c.round, int(c.id.split("-")[1])) for c in run.candidates})
+    half = set(calls[: len(calls) // 2])
+    early = sum((c.round, int(c.id.split("-")[1])) in half for c in run.candidates)
+    if not early:
+        return None
+    grown = math.log(len(run.candidates) / early) / math.log(len(calls) / len(half))
+    return min(1.0, max(_LEAST_EXPONENT, grown))
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Show it as tables and equations."""
+    each = plan.rows / plan.first_calls
+    what = "a pilot of" if plan.source == "pilot" else "the ledger's"
+    console.print(f"measured on {what} {plan.first_calls:,} calls: {plan.candidates:,} candidates, {plan.rows:,} rows, {each:.2f} rows per call")
+    table = Table("filter", box=None)
+    table.add_column("refused", justify="right")
+    table.add_column("of those that reached it", justify="right")
+    left = plan.candidates
+    pieces = sum(plan.unparsed.values())
+    table.add_row("(not parsed)", f"{pieces:,}", f"{pieces / (left + pieces):.1%}" if pieces else "")
+    for name, count in plan.refused.items():
+        table.add_row(Text(name), f"{count:,}", f"{count / left:.1%}")
+        left -= count
+    console.print(table)
+    table = Table("", "calls", "prompt tokens", "reply tokens", "money", "time", box=None, title=f"for {plan.target:,} rows", title_justify="left")
+    for name, found in (("if the yield stays", plan.least), ("if it falls on", plan.fallen)):
+        if found is not None:
+            money = "price not known" if found.money is None else f"{found.money:,.2f} {plan.currency}"
+            time = "not measured" if found.hours is None else duration(found.hours * 3600)
+            table.add_row(name, f"{found.calls:,}", f"{found.prompt_tokens:,}", f"{found.completion_tokens:,}", money, time)
+    console.print(table)
+    if plan.exponent is not None:
+        console.print(f"rows ~ calls^{plan.exponent:.2f} within what was measured")
+    worst = plan.fallen or plan.least
+    if plan.cap is not None and worst.money is not None and worst.money > plan.cap:
+        console.print(f"budget.max_money = {plan.cap:,.2f} {plan.currency} may not be enough: the run then stops there, and can be gone on with")
