@@ -20,33 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfinstruct.records import Completion, Request, Usage
+from selfinstruct.desk import Meter
+from selfinstruct.records import Usage
 from selfinstruct.screen import duration
 from selfinstruct.store import TARGET, Run
-from selfinstruct.strategies.base import Reply
 from sft.errors import InputError
 
 _LEAST_EXPONENT = 0.5
 _FEWEST_CALLS = 8
 """Below this many calls the halves say nothing."""
-
-
-@dataclass(slots=True)
-class Meter:
-    """Sums over the replies of a pilot or a replay, by purpose of the request."""
-
-    calls: Counter[str]
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    money: float = 0.0
-
-    def add(self, requests: Sequence[Request], replies: Sequence[Reply]) -> None:
-        for request, reply in zip(requests, replies, strict=True):
-            if isinstance(reply, Completion):
-                self.calls[request.purpose.partition(":")[0]] += 1
-                self.prompt_tokens += reply.usage.prompt_tokens
-                self.completion_tokens += reply.usage.completion_tokens
-                self.money += reply.cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +188,11 @@ def print_plan(console: Console, plan: Plan) -> None:
         table.add_row(Text(name), f"{count:,}", f"{count / left:.1%}")
         left -= count
     console.print(table)
-    table = Table("", "calls", "prompt tokens", "reply tokens", "money", "time", box=None, title=f"for {plan.target:,} rows", title_justify="left")
-    for name, found in (("if the yield stays", plan.least), ("if it falls on", plan.fallen)):
+    table = Table(f"for {plan.target:,} rows", "calls", "prompt tokens", "reply tokens", "money", "time", box=None)
+    for name, found in (("yield stays", plan.least), ("yield falls on", plan.fallen)):
         if found is not None:
-            money = "price not known" if found.money is None else f"{found.money:,.2f} {plan.currency}"
-            time = "not measured" if found.hours is None else duration(found.hours * 3600)
+            money = "no price" if found.money is None else f"{found.money:,.2f} {plan.currency}"
+            time = "?" if found.hours is None else duration(found.hours * 3600)
             table.add_row(name, f"{found.calls:,}", f"{found.prompt_tokens:,}", f"{found.completion_tokens:,}", money, time)
     console.print(table)
     if plan.exponent is not None:

@@ -131,8 +131,19 @@ def row_of(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
     return {"id": candidate.id, **texts, "lineage": lineage}
 
 
+def _encoded(value: Any) -> bytes:
+    """A line; text stays readable unless it holds a lone surrogate, which UTF-8 cannot carry."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
 class Store:
     """The files of one run directory but the ledger.
+
+    Attributes:
+        run: what :meth:`restore` returned; the loop changes it in place.
 
     Args:
         dir: made if it is not there.
@@ -152,6 +163,11 @@ class Store:
         self.candidates, self.index = self.dir / "candidates.jsonl", self.dir / "novelty.bin"
         self._state = self.dir / "state.json"
         self._bytes = 0
+        self.run = Run()
+
+    def forget(self) -> None:
+        """Begin anew: an earlier replay's state is not gone on with."""
+        self._state.unlink(missing_ok=True)
 
     def restore(self, identity: str) -> Run:
         """The run as its last whole round left it; a new one where there is none, or where another recipe left it.
@@ -159,7 +175,7 @@ class Store:
         Raises:
             DataError: ``candidates.jsonl`` is shorter than its state says, or a line of it was edited.
         """
-        run = Run()
+        self.run = run = Run()
         self._bytes = 0
         state = read_json(self._state)
         if state is not None and state.get("identity") == identity:
@@ -195,7 +211,7 @@ class Store:
 
     def append(self, judged: Iterable[Judged]) -> None:
         """Add a round's candidates, durably."""
-        data = b"".join(json.dumps(line_of(item), ensure_ascii=True, separators=(",", ":")).encode() + b"\n" for item in judged)
+        data = b"".join(_encoded(line_of(item)) for item in judged)
         try:
             with self.candidates.open("r+b") as file:
                 file.seek(self._bytes)
