@@ -131,7 +131,7 @@ async def generate(job: Job, ask: Ask, held: Ask, store: Store, watch: Watch) ->
                 job.judge.save(store.index)
                 kept = len(run.rows)
             watch.round(run)
-            if run.stalled >= job.stall_rounds:
+            if run.stalled >= job.stall_rounds and job.recorded is None:
                 raise Exhausted(_stalled(run))
     finally:
         store.dataset(run)

@@ -88,7 +88,7 @@ async def _pilot(prepared: Prepared, pilot: int, store: Store, console: Console)
 
 def _held(prepared: Prepared, path: Path, store: Store, console: Console) -> tuple[Run, Meter]:
     with Ledger.open(path, read_only=True) as ledger:
-        job = replace(prepared.job, recorded=recorded_requests(ledger, prepared.job.strategy.purpose), stall_rounds=1 << 30)
+        job = replace(prepared.job, recorded=recorded_requests(ledger, prepared.job.strategy.purpose))
         desk = Desk(ledger)
         with Screen(console, job.rows, "") as screen:
             run = asyncio.run(generate(job, desk.ask, desk.held, store, screen))
