@@ -71,7 +71,7 @@ def prepare(recipe: Recipe) -> Prepared:
     out = recipe.output
     job = Job(seeds, strategy, judge, out.rows, digest(identity), out.max_rounds, out.stall_rounds)
     spoken = Counter(language(seed.instruction) for seed in seeds)
-    return Prepared(recipe, job, identity, dropped, [name for name, _ in spoken.most_common()])
+    return Prepared(recipe, job, identity, dropped, [name for name, _ in spoken.most_common() if name != "und"])
 
 
 def file_digest(path: str | Path) -> str:

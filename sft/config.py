@@ -147,7 +147,7 @@ _PLAIN_WORDS = {
 
 def _faults(schema: type[Section], document: Document, item: Mapping[str, Any]) -> list[Fault]:
     raw: Key = tuple(item["loc"])
-    key = _strip_union_labels(raw, document.value)
+    key = _strip_union_labels(raw, document.value, absent=item["type"] == "missing")
     kind, given = item["type"], item.get("input")
     if kind == "value_error" and isinstance(item["ctx"]["error"], KeyedErrors):
         return [Fault(document.locate((*key, *k)), dotted((*key, *k)), message) for k, message in item["ctx"]["error"].items]
@@ -188,15 +188,15 @@ class KeyedError(ValueError):
         super().__init__(message)
 
 
-def _strip_union_labels(key: Key, value: Any) -> Key:
-    """pydantic puts union branch names into ``loc``; keep only the parts that lead somewhere in the document."""
+def _strip_union_labels(key: Key, value: Any, *, absent: bool) -> Key:
+    """pydantic puts union branch names into ``loc``; keep only the parts that lead somewhere in the document (``absent``: all but the last)."""
     out: list[str | int] = []
     for i, part in enumerate(key):
         here = value[part] if _has(value, part) else None
         if _has(value, part):
             out.append(part)
             value = here
-        elif i == len(key) - 1 and isinstance(value, dict) and isinstance(part, str) and part.isidentifier():
+        elif absent and i == len(key) - 1 and isinstance(value, dict) and isinstance(part, str) and part.isidentifier():
             out.append(part)
     return tuple(out)
 

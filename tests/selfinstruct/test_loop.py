@@ -159,15 +159,15 @@ def test_a_run_cut_anywhere_and_gone_on_with_is_the_straight_run(kind: str, tmp_
     path = write_recipe(tmp_path, **KINDS[kind])
     play(job_of(path), tmp_path / "straight", Synthetic())
     asked: Counter[str] = Counter()
+    cuts = 0
     for most in (0, 1, 3, 5, 8, 20, 60, 100, None):
         teacher = Synthetic(most)
-        if most is None:
+        try:
             play(job_of(path), tmp_path / "cut", teacher)
-        else:
-            with pytest.raises(BudgetReached, match="budget is reached"):
-                play(job_of(path), tmp_path / "cut", teacher)
-                pytest.skip("the run was done before this cut")
+        except BudgetReached:
+            cuts += 1
         asked += teacher.asked
+    assert cuts >= 3
     assert files(tmp_path / "cut") == files(tmp_path / "straight")
     assert set(asked.values()) == {1}, "a request was paid for twice"
 
