@@ -53,7 +53,7 @@ def test_a_recipe_makes_its_first_requests(path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     overrides = []
     if path.stem == "evolve":  # the set that it starts from does not ship
-        rows = [{"instruction": f"Name {i} rivers.", "input": "", "output": "Po"} for i in range(99)] + [{"instruction": "x", "output": ""}]
+        rows = [{"instruction": f"What is the name of the river {i}?", "input": "", "output": "Po"} for i in range(99)] + [{"instruction": "x", "output": ""}]
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         overrides = [f"seeds.path={tmp_path / 'rows.json'}"]
     prepared = prepare(load_recipe(path, overrides)[0])
