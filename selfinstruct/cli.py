@@ -53,7 +53,8 @@ def plan(
     recipe: RecipePath,
     set_: Set = None,
     pilot: Annotated[
-        int, typer.Option("--pilot", metavar="N", min=0, help="Ask the teacher N times now; the run will not pay for them again.")
+        int,
+        typer.Option("--pilot", metavar="N", min=0, help="Ask the teacher N times now; the run will not pay for them again."),
     ] = 0,
     ledger: Annotated[
         Path | None, typer.Option("--ledger", metavar="PATH", help="Measure on this ledger or run instead of the recipe's own.")
@@ -104,7 +105,8 @@ def replay(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write.")],
     set_: Set = None,
     ledger: Annotated[
-        Path | None, typer.Option("--ledger", metavar="PATH", help="Ledger, or run directory with one; default: the recipe's output.dir.")
+        Path | None,
+        typer.Option("--ledger", metavar="PATH", help="Ledger, or run directory with one; default: the recipe's output.dir."),
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html and the exports at the end.")] = True,
 ) -> None:
@@ -124,7 +126,9 @@ def review(
     run: RunDir,
     show: Annotated[
         str | None,
-        typer.Option("--show", metavar="WHAT", help="kept, refused, or refused by FILTER or FILTER:REASON; 'parsing' for unread pieces."),
+        typer.Option(
+            "--show", metavar="WHAT", help="kept, refused, or refused by FILTER or FILTER:REASON; 'parsing' for unread pieces."
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="Candidates to draw.", min=1)] = 10,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw.", min=0)] = 0,
@@ -147,7 +151,9 @@ def export(
     run: RunDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     format: Annotated[str, typer.Option("--format", help="alpaca, sharegpt, messages or parquet.")] = "alpaca",
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence identifier for the card, such as cc-by-4.0.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Licence identifier for the card, such as cc-by-4.0.")
+    ] = None,
 ) -> None:
     """Write the rows in a training format, with a data set card: teacher, prompts, counts, cost, licence note."""
     from selfinstruct.export import FORMATS, export_run

@@ -197,5 +197,7 @@ def recorded_requests(ledger: Ledger, purpose: str) -> dict[int, list[Request]]:
         if entry.request.purpose.partition(":")[0] == purpose:
             rounds.setdefault(entry.request.round, {})[entry.request.index] = entry.request
     if not rounds:
-        raise InputError(f"{ledger.path}: no request of this strategy's first stage ({purpose!r}); it belongs to another strategy")
+        raise InputError(
+            f"{ledger.path}: no request of this strategy's first stage ({purpose!r}); it belongs to another strategy"
+        )
     return {number: [found[index] for index in sorted(found)] for number, found in rounds.items()}

@@ -26,8 +26,10 @@ from sft.errors import DataError, ResumeError
 FORMAT = 1
 """Of the rows and candidates: raised when the same recipe and ledger would give other bytes."""
 # Values on which no byte of the data depends.
-_FREE = ("output.dir", "output.formats", "output.licence", "output.stall_rounds", "output.max_rounds", "seeds.path")
-_FREE += ("budget.", "teacher.endpoints", "teacher.retries", "teacher.batch", "teacher.replay")
+_FREE = (
+    *("output.dir", "output.formats", "output.licence", "output.stall_rounds", "output.max_rounds", "seeds.path"),
+    *("budget.", "teacher.endpoints", "teacher.retries", "teacher.batch", "teacher.replay"),
+)
 # Values that decide what is asked: with others a ledger does not answer.
 _ASKED = ("seed", "strategy.", "teacher.")
 _PACKAGES = ("vicugna", "openai", "rapidfuzz", "numba", "numpy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from selfinstruct.filters import CriticFilter, FilterChain, make_chain
 from selfinstruct.prompts import load_prompt
@@ -97,7 +98,7 @@ class Judge:
         assert self.prompt is not None
         text = self.prompt.render(instruction=candidate.instruction, input=candidate.input, output=candidate.output)
         sampling = Sampling(max_tokens=_CRITIC_TOKENS, temperature=0.0)
-        about = {"round": candidate.round, "index": candidate.item, "demonstrations": (candidate.id,)}
+        about: dict[str, Any] = {"round": candidate.round, "index": candidate.item, "demonstrations": (candidate.id,)}
         return self.asking.request(prose(text), sampling, purpose="critic", prompt_fingerprint=self.prompt.fingerprint, **about)
 
 

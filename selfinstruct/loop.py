@@ -185,4 +185,3 @@ async def _round(job: Job, run: Run, requests: list[Request], view: View, ask: A
             break
     judged = await job.judge.judge(items, job.rows - len(run.rows), answered)
     return [*failures, *judged]
-

@@ -63,6 +63,7 @@ def measure(recipe: Recipe, *, pilot: int, ledger: Path | None, console: Console
         run,
         meter,
         recipe.output.rows,
+        first=prepared.job.strategy.purpose,
         source=source,
         order=filter_names(recipe),
         price=token_price(recipe),

@@ -11,7 +11,6 @@ b = log2(rows of all / rows of the first half).
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -105,6 +104,7 @@ def make_plan(
     meter: Meter,
     target: int,
     *,
+    first: str,
     source: str,
     order: Sequence[str],
     price: tuple[float, float] | None = None,
@@ -117,13 +117,14 @@ def make_plan(
     Args:
         run: played on the pilot or the ledger.
         meter: of its replies.
+        first: purpose of the first stage.
         order: names of the filters.
         price: money per prompt and per completion token; None takes what the replies did cost, if anything.
 
     Raises:
         InputError: nothing was accepted: there is no yield to extrapolate.
     """
-    asked, rows = run.tally.asked, len(run.rows)
+    asked, rows = meter.calls[first], len(run.rows)  # not the tally's: that counts what a ledger does not hold, too
     if not asked or not rows:
         reasons = ", ".join(f"{name}: {reason} ({n})" for (name, reason), n in run.tally.refused.most_common(3))
         raise InputError(
@@ -139,11 +140,11 @@ def make_plan(
         calls = sum(meter.calls.values()) * times
         hours = pace.hours(first_calls, calls, usage.total * times) if pace is not None else None
         cost = None if money is None else money * times
-        return Estimate(math.ceil(calls), math.ceil(usage.prompt_tokens * times), math.ceil(usage.completion_tokens * times), cost, hours)
+        return Estimate(
+            math.ceil(calls), math.ceil(usage.prompt_tokens * times), math.ceil(usage.completion_tokens * times), cost, hours
+        )
 
-    refused = Counter(dict.fromkeys(order, 0))
-    for (name, _), count in run.tally.refused.items():
-        refused[name] += count
+    refused = _refused(run, order)
     surplus = refused.pop(TARGET, 0)
     return Plan(
         source=source,
@@ -152,7 +153,7 @@ def make_plan(
         calls=dict(meter.calls),
         candidates=run.tally.candidates - surplus,
         rows=rows,
-        refused=dict(refused),
+        refused=refused,
         unparsed=dict(run.tally.unparsed.most_common()),
         exponent=exponent,
         least=estimate(asked * target / rows),
@@ -160,6 +161,14 @@ def make_plan(
         cap=cap,
         currency=currency,
     )
+
+
+def _refused(run: Run, order: Sequence[str]) -> dict[str, int]:
+    """Filter -> candidates that it refused, in the order of the filters."""
+    found = dict.fromkeys(order, 0)
+    for (name, _), count in run.tally.refused.items():
+        found[name] = found.get(name, 0) + count
+    return found
 
 
 def _exponent(run: Run) -> float | None:
@@ -177,7 +186,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     """Show it as tables and equations."""
     each = plan.rows / plan.first_calls
     what = "a pilot of" if plan.source == "pilot" else "the ledger's"
-    console.print(f"measured on {what} {plan.first_calls:,} calls: {plan.candidates:,} candidates, {plan.rows:,} rows, {each:.2f} rows per call")
+    console.print(
+        f"measured on {what} {plan.first_calls:,} calls: {plan.candidates:,} candidates, {plan.rows:,} rows, {each:.2f} rows per call"
+    )
     table = Table("filter", box=None)
     table.add_column("refused", justify="right")
     table.add_column("of those that reached it", justify="right")
@@ -199,4 +210,6 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"rows ~ calls^{plan.exponent:.2f} within what was measured")
     worst = plan.fallen or plan.least
     if plan.cap is not None and worst.money is not None and worst.money > plan.cap:
-        console.print(f"budget.max_money = {plan.cap:,.2f} {plan.currency} may not be enough: the run then stops there, and can be gone on with")
+        console.print(
+            f"budget.max_money = {plan.cap:,.2f} {plan.currency} may not be enough: the run then stops there, and can be gone on with"
+        )

@@ -104,10 +104,15 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
             )
         if (strategy.format == "json") != ("json" in Path(strategy.prompt).name):
             found.append(
-                ("strategy.format", f"the prompt {strategy.prompt!r} and format: {strategy.format} do not go together; change one")
+                (
+                    "strategy.format",
+                    f"the prompt {strategy.prompt!r} and format: {strategy.format} do not go together; change one",
+                )
             )
     if len(sampling.stop) > (4 if isinstance(strategy, ClassicSection) else 3):
-        found.append(("teacher.sampling.stop", "the API takes four stop strings, and the strategy needs one of them; remove one"))
+        found.append(
+            ("teacher.sampling.stop", "the API takes four stop strings, and the strategy needs one of them; remove one")
+        )
     return found
 
 

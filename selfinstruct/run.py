@@ -156,7 +156,9 @@ class _Keeper:
     def begin(self) -> None:
         dumped = yaml.safe_dump(self.prepared.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         (self.store.dir / "recipe.yaml").write_text(dumped, encoding="utf-8")
-        write_json(self.store.dir / "run.json", self._facts("running") | {k: self.before[k] for k in _CARRIED if k in self.before})
+        write_json(
+            self.store.dir / "run.json", self._facts("running") | {k: self.before[k] for k in _CARRIED if k in self.before}
+        )
 
     def end(self, run: Run, status: str, why: str = "") -> dict[str, Any]:
         facts = self._facts(status) | self._counted(run)
@@ -234,11 +236,15 @@ def _spent(ledger: Ledger) -> tuple[dict[str, Any], list[str], list[str]]:
 
 def _tell(console: Console, done: Run, facts: dict[str, Any], dir: Path) -> None:
     usage, cost = facts["usage"], facts["cost"]
-    console.print(f"{dir / 'dataset.jsonl'}: {len(done.rows):,} of {facts['target']:,} rows in {done.round} rounds, {duration(facts['seconds'])}")
+    console.print(
+        f"{dir / 'dataset.jsonl'}: {len(done.rows):,} of {facts['target']:,} rows in {done.round} rounds, {duration(facts['seconds'])}"
+    )
     console.print(f"yield {yields(done.tally, len(done.rows))}", soft_wrap=True)
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
     money = f", {cost['money']:,.4f} {cost['currency']}" if cost["money"] else ""
-    console.print(f"teacher {usage['paid_requests']:,} replies, {tokens:,} tokens{money}; no reply to {usage['requests'] - usage['paid_requests']:,}")
+    console.print(
+        f"teacher {usage['paid_requests']:,} replies, {tokens:,} tokens{money}; no reply to {usage['requests'] - usage['paid_requests']:,}"
+    )
 
 
 def _outputs(recipe: Recipe, dir: Path, console: Console) -> None:

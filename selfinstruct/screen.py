@@ -67,7 +67,8 @@ class Screen:
 
     def __init__(self, console: Console, target: int, currency: str, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._target, self._currency, self._now = console, target, currency, now
-        self._run, self._stage, self._progress = Run(), "", None
+        self._run, self._stage = Run(), ""
+        self._progress: Progress | None = None
         self._began: tuple[float, int] | None = None
         self._next = 0.0
         self._live = Live(console=console, refresh_per_second=5, transient=True) if console.is_terminal else None

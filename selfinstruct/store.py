@@ -157,7 +157,9 @@ class Store:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.dir}: the run directory cannot be made: {error.strerror}; choose another output.dir") from None
+            raise InputError(
+                f"{self.dir}: the run directory cannot be made: {error.strerror}; choose another output.dir"
+            ) from None
         if not os.access(self.dir, os.W_OK | os.X_OK):
             raise InputError(f"{self.dir}: the run directory cannot be written; choose another output.dir")
         self.candidates, self.index = self.dir / "candidates.jsonl", self.dir / "novelty.bin"
@@ -226,7 +228,13 @@ class Store:
 
     def commit(self, run: Run, identity: str) -> None:
         """Call what was appended whole."""
-        about = {"identity": identity, "round": run.round, "bytes": self._bytes, "asked": run.tally.asked, "stalled": run.stalled}
+        about = {
+            "identity": identity,
+            "round": run.round,
+            "bytes": self._bytes,
+            "asked": run.tally.asked,
+            "stalled": run.stalled,
+        }
         write_json(self._state, about)
 
     def dataset(self, run: Run) -> Path:

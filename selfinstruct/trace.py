@@ -19,7 +19,6 @@ from sft.data.jsonl import read_rows
 from sft.errors import DataError, InputError
 
 
-
 @dataclass(frozen=True, slots=True)
 class Trace:
     """One candidate and all that is known about it.
@@ -49,7 +48,7 @@ def trace(run_dir: str | Path, id_: str) -> Trace:
         some = ", ".join(list(known)[:3])
         raise InputError(f"{run_dir}: no candidate {id_!r}; ids are round-request-item{f', such as {some}' if some else ''}")
     candidate, verdict = known[id_]
-    ancestors = []
+    ancestors: list[Candidate] = []
     step = candidate
     while step.parent in known and len(ancestors) < len(known):
         step = known[step.parent][0]
@@ -117,7 +116,9 @@ def _facts(found: Trace) -> list[tuple[str, str]]:
 def _print_entry(console: Console, entry: Entry, candidate: Candidate) -> None:
     request, completion = entry.request, entry.completion
     sampling = f"temperature {request.sampling.temperature:g}, at most {request.sampling.max_tokens} tokens"
-    console.print(Text(f"\n{request.purpose} request {request.id}", style="bold"), Text(f"{request.model}, {sampling}", style="dim"))
+    console.print(
+        Text(f"\n{request.purpose} request {request.id}", style="bold"), Text(f"{request.model}, {sampling}", style="dim")
+    )
     for message in request.messages:
         console.print(Text(f"{message.role}: ", style="dim"), Text(shown(message.content, 1200)), sep="")
     if completion is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "sft").rglob("*.py"))
+FILES = sorted([*(ROOT / "sft").rglob("*.py"), *(ROOT / "selfinstruct").rglob("*.py")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
@@ -38,11 +38,29 @@ CLOSED = {
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
     "sft/train.py": ("sft.plan", "sft.cli"),
+    "selfinstruct/": ("torch", "transformers", "peft", "trl", "accelerate", "datasets"),
+    "selfinstruct/records.py": ("selfinstruct", "sft"),
+    "selfinstruct/teacher/": tuple(
+        f"selfinstruct.{name}" for name in ("recipe", "strategies", "filters", "loop", "run", "store", "cli")
+    ),
+    "selfinstruct/strategies/": tuple(
+        f"selfinstruct.{name}" for name in ("recipe", "filters", "loop", "run", "store", "desk", "cli")
+    ),
+    "selfinstruct/filters.py": tuple(
+        f"selfinstruct.{name}" for name in ("recipe", "strategies", "teacher", "loop", "run", "cli")
+    ),
+    "selfinstruct/filter_sections.py": tuple(
+        f"selfinstruct.{name}" for name in ("recipe", "strategies", "teacher", "loop", "cli")
+    ),
+    "selfinstruct/loop.py": tuple(f"selfinstruct.{name}" for name in ("run", "job", "desk", "teacher", "cli")),
+    "selfinstruct/report.py": tuple(f"selfinstruct.{name}" for name in ("recipe", "loop", "run", "teacher", "cli")),
 }
+# All that the generator may take from the trainer.
+SHARED = ("sft.config", "sft.errors", "sft.data.conversation", "sft.data.jsonl")
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
     *("conversation", "jsonl", "formats", "sources"),
-    *("marks", "template", "tokenize", "overflow", "packing", "collate"),
+    *("marks", "template", "render", "stand_in", "tokenize", "overflow", "packing", "collate"),
     *("dataset", "mask_report", "preview"),
 )
 # Library -> the only places that import it.
@@ -53,8 +71,9 @@ DOORS = {
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
-    "openai": (),
-    "selfinstruct": (),
+    "openai": ("selfinstruct/teacher/client.py",),
+    "selfinstruct": ("selfinstruct/",),
+    "matplotlib": ("selfinstruct/plots.py", "sft/run/report.py"),
 }
 
 
@@ -84,6 +103,12 @@ def test_imports_go_one_way(name: str) -> None:
     closed = [module for folder, modules in CLOSED.items() if name.startswith(folder) for module in modules]
     found = [i for i in _imports(_tree(name), name) for module in closed if _within(i, module)]
     assert found == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("selfinstruct/")])
+def test_the_generator_takes_little_from_the_trainer(name: str) -> None:
+    taken = [i for i in _imports(_tree(name), name) if _within(i, "sft")]
+    assert [i for i in taken if not any(_within(i, module) for module in SHARED)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sft/data/")])

@@ -47,7 +47,9 @@ def pack(folder: Path) -> bytes:
             head, _, text = text.partition("\n")
             reason = head.removeprefix(_MARK).strip()
         usage = Usage(sum(estimate(message.content) for message in request.messages), estimate(text))
-        completion = Completion(request_id=request.id, text=text, finish_reason=reason, usage=usage, model=request.model, endpoint="recorded")
+        completion = Completion(
+            request_id=request.id, text=text, finish_reason=reason, usage=usage, model=request.model, endpoint="recorded"
+        )
         out.append(encode(Entry(request, completion)))
     return b"".join(out)
 

@@ -18,13 +18,24 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from selfinstruct.records import Candidate, Completion, Failure, Instance, Message, ParseFailure, Request, Sampling, SeedTask, Verdict
+from selfinstruct.records import (
+    Candidate,
+    Completion,
+    Failure,
+    Instance,
+    Message,
+    ParseFailure,
+    Request,
+    Sampling,
+    SeedTask,
+    Verdict,
+)
 
 MOST_STOPS = 4
 """Stop strings that the API takes."""
 Reply = Completion | Failure
 Item = Candidate | ParseFailure
-Stage = Generator[list[Request], list[Reply], list[Item]]
+Stage = Generator[list[Request], Sequence[Reply], list[Item]]
 
 
 @dataclass(frozen=True, slots=True)

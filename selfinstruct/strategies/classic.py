@@ -48,7 +48,12 @@ class Classic:
 
     def __init__(self, section: ClassicSection, asking: Asking, seeds: list[SeedTask]) -> None:
         self.section, self.asking = section, asking
-        names = (section.instructions_prompt, section.classification_prompt, section.input_first_prompt, section.output_first_prompt)
+        names = (
+            section.instructions_prompt,
+            section.classification_prompt,
+            section.input_first_prompt,
+            section.output_first_prompt,
+        )
         self.first_prompt, self.sorting, self.input_first, self.output_first = map(load_prompt, names)
         self.shown_seeds = [s for s in seeds if s.is_classification or not section.classification_only]
         self.shown = section.seed_demonstrations + section.machine_demonstrations
@@ -112,11 +117,14 @@ class Classic:
                 tasks += self._screened(request, reply, view, near, items)
         questions = [self._question(task) for task in tasks]
         replies = yield questions
-        sorted_tasks = []
+        sorted_tasks: list[_Task] = []
         for task, question, reply in zip(tasks, questions, replies, strict=True):
             if isinstance(reply, Completion):
                 found = self._sorted(task, question, reply)
-                (items if isinstance(found, ParseFailure) else sorted_tasks).append(found)  # type: ignore[arg-type]
+                if isinstance(found, ParseFailure):
+                    items.append(found)
+                else:
+                    sorted_tasks.append(found)
         demands = [self._demand(task) for task in sorted_tasks]
         replies = yield demands
         for task, demand, reply in zip(sorted_tasks, demands, replies, strict=True):
@@ -124,9 +132,7 @@ class Classic:
                 items += self._instances(task, demand, reply)
         return items
 
-    def _screened(
-        self, request: Request, reply: Completion, view: View, near: NoveltyIndex, items: list[Item]
-    ) -> list[_Task]:
+    def _screened(self, request: Request, reply: Completion, view: View, near: NoveltyIndex, items: list[Item]) -> list[_Task]:
         """Instructions worth asking on about; the others, and what could not be parsed, go to ``items``."""
         found, failures = parse_instructions(reply.text, reply.finish_reason, request)
         items += failures

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from selfinstruct.prompts import load_prompt, refuse_sentinels
 from selfinstruct.records import Candidate, Completion, ParseFailure, Request, Sampling, SeedTask
@@ -199,7 +200,7 @@ class Evolve:
             instruction=e.parent.instruction, input=e.parent.input, new_instruction=e.task.instruction, new_input=e.task.input
         )
         sampling = Sampling(max_tokens=8, temperature=0.0)
-        about = {"round": e.request.round, "index": e.request.index, "demonstrations": e.request.demonstrations}
+        about: dict[str, Any] = {"round": e.request.round, "index": e.request.index, "demonstrations": e.request.demonstrations}
         return self.asking.request(prose(text), sampling, purpose="gain", prompt_fingerprint=self.gain.fingerprint, **about)
 
     def _answer(self, e: _Evolved) -> Request:

@@ -70,7 +70,9 @@ class EvolveSection(Section):
     """Prompt file of the operators."""
     gain_prompt: str | None = "evolve_gain_en"
     """Prompt file that asks the teacher whether the rewriting gained anything; null leaves the question out."""
-    operators: tuple[Operator, ...] = Field(default=("constraints", "deepen", "concretize", "reasoning", "broaden"), min_length=1)
+    operators: tuple[Operator, ...] = Field(
+        default=("constraints", "deepen", "concretize", "reasoning", "broaden"), min_length=1
+    )
     """Operators, drawn with equal chance."""
     generations: int = Field(default=4, ge=1, le=20)
     """How often each task of the set is evolved, each time from its newest accepted form."""

@@ -13,15 +13,49 @@ from typing import Any
 from selfinstruct.records import Completion, Request, Usage
 from selfinstruct.teacher.faults import BudgetReached
 
-VERBS = "Describe Compare Summarise Sort Explain Rank Sketch Invent Correct Translate Rewrite Count Outline Justify".split()
-NOUNS = "harbour kettle orchard violin bridge comet ledger meadow tunnel glacier parcel lantern puzzle market engine falcon".split()
-PLACES = "Lisbon Osaka Bergen Quito Accra Perth Tallinn Cusco Hanoi Oran Turin Malmo".split()
+VERBS = [
+    "Describe",
+    "Compare",
+    "Summarise",
+    "Sort",
+    "Explain",
+    "Rank",
+    "Sketch",
+    "Invent",
+    "Correct",
+    "Translate",
+    "Rewrite",
+    "Count",
+    "Outline",
+    "Justify",
+]
+NOUNS = [
+    "harbour",
+    "kettle",
+    "orchard",
+    "violin",
+    "bridge",
+    "comet",
+    "ledger",
+    "meadow",
+    "tunnel",
+    "glacier",
+    "parcel",
+    "lantern",
+    "puzzle",
+    "market",
+    "engine",
+    "falcon",
+]
+PLACES = ["Lisbon", "Osaka", "Bergen", "Quito", "Accra", "Perth", "Tallinn", "Cusco", "Hanoi", "Oran", "Turin", "Malmo"]
 
 
 def task(draw: random.Random) -> tuple[str, str, str]:
     """Instruction, input, output."""
     words = [draw.choice(NOUNS) for _ in range(draw.randrange(3, 8))]
-    instruction = f"{draw.choice(VERBS)} the {' and the '.join(words)} of {draw.choice(PLACES)} in {draw.randrange(3, 90)} words."
+    instruction = (
+        f"{draw.choice(VERBS)} the {' and the '.join(words)} of {draw.choice(PLACES)} in {draw.randrange(3, 90)} words."
+    )
     if draw.random() < 0.05:
         instruction = f"Draw a picture of the {words[0]} near {draw.choice(PLACES)} harbour."
     given = f"number {draw.randrange(10**6)}" if draw.random() < 0.5 else ""
@@ -34,7 +68,9 @@ def numbered(draw: random.Random, first: int = 4, count: int = 20) -> tuple[str,
     for number in range(first, first + count):
         instruction, given, output = task(draw)
         given = given or "<noinput>"
-        blocks.append(f"<<<TASK {number}>>>\n<<<INSTRUCTION>>>\n{instruction}\n<<<INPUT>>>\n{given}\n<<<OUTPUT>>>\n{output}\n<<<END {number}>>>")
+        blocks.append(
+            f"<<<TASK {number}>>>\n<<<INSTRUCTION>>>\n{instruction}\n<<<INPUT>>>\n{given}\n<<<OUTPUT>>>\n{output}\n<<<END {number}>>>"
+        )
     text = "\n".join(blocks)
     if draw.random() < 0.1:
         return text[: draw.randrange(len(text))], "length"
@@ -59,7 +95,11 @@ def reply(request: Request, seed: str = "") -> tuple[str, str]:
         parts = []
         for i in range(draw.randrange(1, 4)):
             _, given, output = task(draw)
-            parts.append(f"Class label: {output}\nInput: {given}" if label_first else f"Example {i + 1}\nInput: {given}\nOutput: {output}")
+            parts.append(
+                f"Class label: {output}\nInput: {given}"
+                if label_first
+                else f"Example {i + 1}\nInput: {given}\nOutput: {output}"
+            )
         return "\n".join(parts) + "\n<<<END>>>", "stop"
     if purpose == "evolve":
         instruction, given, _ = task(draw)

@@ -26,7 +26,13 @@ from tests.selfinstruct.teachers import Synthetic, completion, write_recipe
 
 CLASSIC = {
     "strategy": {"kind": "classic", "requests_per_round": 4},
-    "filters": [{"kind": "length"}, {"kind": "blacklist"}, {"kind": "contradiction"}, {"kind": "exact_duplicate"}, {"kind": "novelty"}],
+    "filters": [
+        {"kind": "length"},
+        {"kind": "blacklist"},
+        {"kind": "contradiction"},
+        {"kind": "exact_duplicate"},
+        {"kind": "novelty"},
+    ],
 }
 EVOLVE = {"strategy": {"kind": "evolve", "requests_per_round": 60, "generations": 6}}
 CRITIC = {"filters": [{"kind": "length"}, {"kind": "novelty"}, {"kind": "critic", "minimum": 4.0}]}
@@ -102,7 +108,9 @@ def test_a_run_ends_with_exactly_the_rows_wanted(kind: str, tmp_path: Path) -> N
     assert len({row["id"] for row in rows}) == 150
     ids = [line["candidate"]["id"] for line in judged if "candidate" in line]
     assert len(set(ids)) == len(ids) == run.tally.candidates
-    assert [line["candidate"]["id"] for line in judged if line.get("verdict", {}).get("accepted")] == [row["id"] for row in rows]
+    assert [line["candidate"]["id"] for line in judged if line.get("verdict", {}).get("accepted")] == [
+        row["id"] for row in rows
+    ]
     refused = Counter(line["verdict"]["filter"] for line in judged if "verdict" in line and not line["verdict"]["accepted"])
     assert refused.total() + len(rows) == len(ids)
     assert refused["target"] == sum(count for (name, _), count in run.tally.refused.items() if name == "target")
@@ -256,7 +264,9 @@ def test_a_replay_with_other_filters_judges_what_was_asked_then(kind: str, tmp_p
         job = replace(job, recorded=recorded_requests(ledger, job.strategy.purpose))
         run = asyncio.run(generate(job, desk.ask, desk.held, Store(tmp_path / "b"), Quiet()))
     assert 0 < len(run.rows) < 150
-    before = {line["candidate"]["id"]: line["candidate"] for line in lines(tmp_path / "a" / "candidates.jsonl") if "candidate" in line}
+    before = {
+        line["candidate"]["id"]: line["candidate"] for line in lines(tmp_path / "a" / "candidates.jsonl") if "candidate" in line
+    }
     for row in lines(tmp_path / "b" / "dataset.jsonl"):
         assert len(row["instruction"].split()) >= 22
         assert row["instruction"] == before[row["id"]]["instruction"]

@@ -12,8 +12,16 @@ from sft.errors import InputError
 VALUES = {
     "demonstrations": [{"instruction": "Name {{ it }}.", "input": "", "output": "<b>", "is_classification": True}],
     "instructions": ["Name it."],
-    **{"first": 4, "last": 23, "count": 20, "classification_only": False, "operator": "deepen"},
-    **{"instruction": "Name {{ it }}.", "input": "", "output": "It.", "new_instruction": "Name two.", "new_input": "x"},
+    "first": 4,
+    "last": 23,
+    "count": 20,
+    "classification_only": False,
+    "operator": "deepen",
+    "instruction": "Name {{ it }}.",
+    "input": "",
+    "output": "It.",
+    "new_instruction": "Name two.",
+    "new_input": "x",
 }
 
 

@@ -53,7 +53,9 @@ def test_a_recipe_makes_its_first_requests(path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     overrides = []
     if path.stem == "evolve":  # the set that it starts from does not ship
-        rows = [{"instruction": f"What is the name of the river {i}?", "input": "", "output": "Po"} for i in range(99)] + [{"instruction": "x", "output": ""}]
+        rows = [{"instruction": f"What is the name of the river {i}?", "input": "", "output": "Po"} for i in range(99)] + [
+            {"instruction": "x", "output": ""}
+        ]
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         overrides = [f"seeds.path={tmp_path / 'rows.json'}"]
     prepared = prepare(load_recipe(path, overrides)[0])
@@ -73,7 +75,10 @@ def refusals(path: Path, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "refusal"),
     [
-        ("strategy.kind=alpac", "strategy.kind: must be one of 'alpaca', 'classic', 'evolve', got \"alpac\"; did you mean 'alpaca'?"),
+        (
+            "strategy.kind=alpac",
+            "strategy.kind: must be one of 'alpaca', 'classic', 'evolve', got \"alpac\"; did you mean 'alpaca'?",
+        ),
         ("strategy.task_per_call=3", "strategy.task_per_call: unknown key; did you mean 'strategy.tasks_per_call'?"),
         ("filters[0].min_wrds=3", "filters[0].min_wrds: unknown key; did you mean 'filters.min_words'?"),
         (
@@ -81,12 +86,24 @@ def refusals(path: Path, *overrides: str) -> list[str]:
             "teacher.sampling.max_tokens: 30 tokens cannot hold 20 tasks; give at least 400, or lower strategy.tasks_per_call",
         ),
         ("strategy.format=json", "strategy.format: the prompt 'alpaca_en' and format: json do not go together; change one"),
-        ("strategy.prompt=alpaca_json_zh", "strategy.format: the prompt 'alpaca_json_zh' and format: numbered do not go together; change one"),
+        (
+            "strategy.prompt=alpaca_json_zh",
+            "strategy.format: the prompt 'alpaca_json_zh' and format: numbered do not go together; change one",
+        ),
         ("teacher.batch.enabled=true", "teacher.replay: a replay has no Batch API; remove replay or set batch.enabled: false"),
-        ("teacher.sampling.stop=[a, b, c, d]", "teacher.sampling.stop: the API takes four stop strings, and the strategy needs one of them; remove one"),
-        ("filters[1].kind=length", "filters: the filter 'length' is given twice; its refusals could not be told apart: keep one"),
+        (
+            "teacher.sampling.stop=[a, b, c, d]",
+            "teacher.sampling.stop: the API takes four stop strings, and the strategy needs one of them; remove one",
+        ),
+        (
+            "filters[1].kind=length",
+            "filters: the filter 'length' is given twice; its refusals could not be told apart: keep one",
+        ),
         ("output.rows=0", "output.rows: input should be greater than or equal to 1, got 0"),
-        ("strategy={kind: evolve, operators: [deepen, deepen]}", "strategy.operators: an operator is named twice; name each once"),
+        (
+            "strategy={kind: evolve, operators: [deepen, deepen]}",
+            "strategy.operators: an operator is named twice; name each once",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, override: str, refusal: str) -> None:

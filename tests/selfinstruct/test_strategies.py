@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from selfinstruct.parse import TASKS_SCHEMA
-from selfinstruct.records import Candidate, Completion, Instance, ParseFailure, Request, Sampling, SeedTask, Usage, Verdict, canonical
+from selfinstruct.records import (
+    Candidate,
+    Completion,
+    Instance,
+    ParseFailure,
+    Request,
+    Sampling,
+    SeedTask,
+    Usage,
+    Verdict,
+    canonical,
+)
 from selfinstruct.strategies import make_strategy
 from selfinstruct.strategies.base import Asking, Item, Stage, Strategy, View
 from selfinstruct.strategies.sections import AlpacaSection, ClassicSection, EvolveSection
@@ -28,7 +39,9 @@ def view(rows: Sequence[Candidate] = (), screen: View_ = lambda candidate: None)
 
 
 def row(id_: str, instruction: str, parent: str = "", group: str = "") -> Candidate:
-    return Candidate(id=id_, request_id="r", instruction=instruction, input="", output="x", round=0, item=0, parent=parent, group=group)
+    return Candidate(
+        id=id_, request_id="r", instruction=instruction, input="", output="x", round=0, item=0, parent=parent, group=group
+    )
 
 
 def answer(request: Request, text: str, finish_reason: str = "stop") -> Completion:
@@ -47,6 +60,17 @@ def play(stage: Stage, *replies: Sequence[tuple[str, str] | str]) -> list[Item]:
             found: list[Item] = done.value
             return found
     raise AssertionError(f"{len(batch)} requests more")
+
+
+def ended(stage: Stage, replies: Any) -> list[Item]:
+    """What a stage returns if nothing more is asked after these replies."""
+    try:
+        while True:
+            assert stage.send(replies) == []
+            replies = []
+    except StopIteration as done:
+        found: list[Item] = done.value
+        return found
 
 
 def codes(items: Sequence[Item]) -> list[str]:
@@ -76,7 +100,8 @@ def test_alpaca_shows_seeds_and_asks_for_the_next_numbers() -> None:
     for n, id_ in enumerate(request.demonstrations, 1):
         seed = SEEDS[int(id_[1:])]
         given = seed.instances[0].input or "<noinput>"
-        block = f"<<<TASK {n}>>>\n<<<INSTRUCTION>>>\n{seed.instruction}\n<<<INPUT>>>\n{given}\n<<<OUTPUT>>>\n{seed.instances[0].output}\n<<<END {n}>>>\n"
+        fields = f"<<<INSTRUCTION>>>\n{seed.instruction}\n<<<INPUT>>>\n{given}\n<<<OUTPUT>>>\n{seed.instances[0].output}\n"
+        block = f"<<<TASK {n}>>>\n{fields}<<<END {n}>>>\n"
         assert block in text
     assert "Write tasks 4 to 8, " in text
     assert request.sampling.stop == ("<<<TASK 9>>>",)
@@ -101,7 +126,12 @@ def test_alpaca_splits_the_cost_and_keeps_the_order() -> None:
     one = "<<<TASK 4>>>\n<<<INSTRUCTION>>>\nDo A.\n<<<INPUT>>>\n<noinput>\n<<<OUTPUT>>>\na\n<<<END 4>>>\n"
     two = one.replace("4>>>", "5>>>").replace("Do A.", "")
     items = play(strategy.propose(strategy.requests(0, view()), view()), [one + two + one.replace("4>>>", "6>>>"), "nothing"])
-    assert [i.reason if isinstance(i, ParseFailure) else i.id for i in items] == ["0-0-0", "empty_instruction", "0-0-2", "no_tasks"]
+    assert [i.reason if isinstance(i, ParseFailure) else i.id for i in items] == [
+        "0-0-0",
+        "empty_instruction",
+        "0-0-2",
+        "no_tasks",
+    ]
     assert [i.cost for i in items if isinstance(i, Candidate)] == [0.5, 0.5]
 
 
@@ -122,7 +152,12 @@ def classic(asking: Asking = ASKING, **knobs: Any) -> Strategy:
 
 
 def test_classic_shows_six_seeds_and_two_rows() -> None:
-    rows = [row("1", "Machine one."), row("2", "Machine two.", group="g"), row("3", "Machine two.", group="g"), row("4", "Machine three.")]
+    rows = [
+        row("1", "Machine one."),
+        row("2", "Machine two.", group="g"),
+        row("3", "Machine two.", group="g"),
+        row("4", "Machine three."),
+    ]
     requests = classic(requests_per_round=50).requests(0, view(rows))
     for request in requests:
         machine = [id_ for id_ in request.demonstrations if not id_.startswith("s")]
@@ -144,7 +179,9 @@ def test_classic_only_classification() -> None:
 def test_classic_goes_through_its_stages() -> None:
     strategy = classic()
     first = strategy.requests(0, view())
-    stage = strategy.propose(first, view(screen=lambda c: Verdict(candidate_id=c.id, accepted=False) if "spam" in c.instruction else None))
+    stage = strategy.propose(
+        first, view(screen=lambda c: Verdict(candidate_id=c.id, accepted=False) if "spam" in c.instruction else None)
+    )
     assert next(stage) == first
     listed = "9. Sort the mail.\n10. write spam\n11. Name a tall tree.\n12. Compose a tune.\n13. Say if it is late.\n<<<END>>>"
     questions = stage.send([answer(first[0], listed)])
@@ -158,7 +195,9 @@ def test_classic_goes_through_its_stages() -> None:
     labels = "Class label: Letter\nInput: a card\nClass label: Parcel\nInput: a box\n<<<END>>>"
     contradictory = "Example 1\nInput: a\nOutput: b\nExample 2\nInput: a\nOutput: c\n<<<END>>>"
     with pytest.raises(StopIteration) as done:
-        stage.send([answer(demands[0], labels), answer(demands[1], "Output: A sequoia.\n<<<END>>>"), answer(demands[2], contradictory)])
+        stage.send(
+            [answer(demands[0], labels), answer(demands[1], "Output: A sequoia.\n<<<END>>>"), answer(demands[2], contradictory)]
+        )
     items: list[Item] = done.value.value
     rows = [(i.id, i.instruction, i.input, i.output, i.is_classification) for i in items if isinstance(i, Candidate)]
     assert rows == [
@@ -179,7 +218,9 @@ def test_classic_does_not_pay_for_near_duplicates_of_a_round() -> None:
     strategy = classic()
     stage = strategy.propose(strategy.requests(0, view()), view())
     next(stage)
-    questions = stage.send([answer(strategy.requests(0, view())[0], "9. Name the two tall trees.\n10. Name the two tall trees!\n<<<END>>>")])
+    questions = stage.send(
+        [answer(strategy.requests(0, view())[0], "9. Name the two tall trees.\n10. Name the two tall trees!\n<<<END>>>")]
+    )
     assert len(questions) == 1
 
 
@@ -212,7 +253,7 @@ def test_classic_for_models_that_only_continue() -> None:
 def test_classic_refusals() -> None:
     with pytest.raises(InputError, match="8 demonstrations are wanted but there are 7 seeds"):
         make_strategy(ClassicSection(kind="classic"), ASKING, SEEDS[:7])
-    with pytest.raises(InputError, match="has only one kind|have only one kind"):
+    with pytest.raises(InputError, match="the seeds have only one kind; add the other"):
         make_strategy(ClassicSection(kind="classic"), ASKING, [s for s in SEEDS if not s.is_classification])
 
 
@@ -251,7 +292,7 @@ def test_evolve_eliminates() -> None:
     strategy = evolve(requests_per_round=9)
     requests = strategy.requests(0, view())
     same = SEEDS[int(requests[3].demonstrations[0][1:])]
-    rewritten = [
+    rewritten: Any = [
         block("Explain the tides with two examples."),
         (block("Explain tides.")[:-10], "length"),
         "I would rather not.",
@@ -262,15 +303,28 @@ def test_evolve_eliminates() -> None:
         block("Name ten lakes by depth."),
         block("Name the lakes of Mars."),
     ]
-    stage = strategy.propose(requests, view(screen=lambda c: Verdict(candidate_id=c.id, accepted=False) if "Mars" in c.instruction else None))
-    answers = ["Yes", "Yes, more depth", "No, they are alike", "yes"], ["The moon pulls.", "I am sorry, I cannot.", ("Baikal and", "length")]
+    stage = strategy.propose(
+        requests, view(screen=lambda c: Verdict(candidate_id=c.id, accepted=False) if "Mars" in c.instruction else None)
+    )
+    answers: Any = (
+        ["Yes", "Yes, more depth", "No, they are alike", "yes"],
+        ["The moon pulls.", "I am sorry, I cannot.", ("Baikal and", "length")],
+    )
     items = play(stage, rewritten, *answers)
     found = [i for i in items if isinstance(i, Candidate)]
     assert [(c.instruction, c.input, c.output) for c in found] == [
         ("Name the lakes of Mars.", "", ""),  # for the judge, which finds the same reason
         ("Explain the tides with two examples.", "", "The moon pulls."),
     ]
-    assert codes(items) == ["truncated", "no_task", "unchanged", "copied_prompt_words", "no_gain", "hard_to_answer", "truncated"]
+    assert codes(items) == [
+        "truncated",
+        "no_task",
+        "unchanged",
+        "copied_prompt_words",
+        "no_gain",
+        "hard_to_answer",
+        "truncated",
+    ]
     assert found[1].parent == requests[0].demonstrations[0]
     assert found[1].cost == 3.0
     assert len(found[1].via) == 2
@@ -293,8 +347,4 @@ def test_a_request_without_a_reply_gives_nothing() -> None:
         stage = strategy.propose(requests, view())
         next(stage)
         replies: Any = [Failure(requests[0].id, "content_filter")]
-        with pytest.raises(StopIteration) as done:
-            while True:
-                assert stage.send(replies) == []
-                replies = []
-        assert done.value.value == []
+        assert ended(stage, replies) == []
