@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sft.data import sources as source_files
 from sft.data.collate import Row
-from sft.data.conversation import Conversation, Drop, Drops
+from sft.data.conversation import Conversation, Drops
 from sft.data.overflow import fit
 from sft.data.tokenize import RowEncoder, Tokenized, fingerprint
 from sft.errors import DataError
@@ -261,13 +261,11 @@ def _encode_sources(
     seen = 0
     for batch in _batched(iterate_sources(sources, read, progress), _BATCH):
         seen += len(batch)
-        encoded = encoder.encode([conversation for _, conversation in batch])
-        for (source, conversation), row in zip(batch, encoded, strict=True):
-            if isinstance(row, Drop):
-                drops.add(row)
-                continue
-            for part in fit(row, conversation, encoder, data.max_length, data.overflow, drops):
-                rows.append(part)
+        conversations = [conversation for _, conversation in batch]
+        fitted = fit(encoder.trace(conversations), conversations, encoder, data.max_length, data.overflow, drops)
+        for (source, conversation), parts in zip(batch, fitted, strict=True):
+            for part in parts:
+                rows.append(part.row)
                 source_of.append(source)
                 marks.append(int(conversation.fingerprint()[:16], 16))
     offsets = np.concatenate([[0], np.cumsum([len(r.ids) for r in rows])]).astype(np.int64)
@@ -356,5 +354,7 @@ def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int
 def running_numbers(count: int) -> Any:
     """A ``datasets.Dataset`` with one column ``number`` of 0 ... count - 1, for trainers that insist on that type."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
 
-    return Dataset.from_dict({"number": np.arange(count)})
+    # A name given is not computed: datasets would pickle the table for it, which not every release of its libraries can.
+    return Dataset(InMemoryTable.from_pydict({"number": np.arange(count)}), fingerprint=f"running-numbers-{count}")

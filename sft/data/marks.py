@@ -109,6 +109,7 @@ class Disguise:
         alphabet = sorted(set("".join(self._control)))
         self._hide = {ord(char): chr(ord(_HIDDEN_LAST) - i) for i, char in enumerate(alphabet)}
         self._show = {ord(hidden): chr(char) for char, hidden in self._hide.items()}
+        self._hidden = re.compile(f"[{''.join(self._hide.values())}]" if self._hide else "(?!)")
         # Proper prefixes by their last character and proper suffixes by their first, longest first.
         self._fronts = _grouped({token[:k] for token in self._control for k in range(1, len(token))}, -1)
         self._backs = _grouped({token[k:] for token in self._control for k in range(1, len(token))}, 0)
@@ -136,7 +137,7 @@ class Disguise:
     def uncover(self, text: str) -> tuple[str, tuple[Span, ...]]:
         """The text without disguise, and where the special tokens stand that the template wrote."""
         specials = tuple(match.span() for match in self._special.finditer(text))
-        return (text if text.isascii() else text.translate(self._show)), specials
+        return (text if text.isascii() or not self._hidden.search(text) else text.translate(self._show)), specials
 
     def _edges(self, text: str, at: int) -> list[Span]:
         """Ranges at the ends of a text that begin, end or continue a special token of which others write the rest.

@@ -14,17 +14,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sft.data.conversation import ROLES, Conversation, Drop, Drops, Turn
-from sft.data.overflow import exchanges, fit
-from sft.data.template import Rendered, Renderer, RenderRefused
-from sft.data.tokenize import RowEncoder, Tokenized, learnt_answers
+from sft.data.conversation import ROLES, Conversation, Drops, Turn
+from sft.data.overflow import Fitted, fit
+from sft.data.render import Renderer
+from sft.data.template import Rendered, RenderRefused
+from sft.data.tokenize import RowEncoder
 from sft.recipe import DataSection
 
 PLACES = (*ROLES, "stop", "template")
@@ -218,7 +219,7 @@ class _Scan:
         self.encoder, self.data = encoder, data
         self.report = MaskReport(data.max_length, sources={source.label: Share() for source in data.sources})
         self.lengths: Counter[int] = Counter()
-        self.pool = None if sample is None else Reservoir[tuple[Conversation, Tokenized]](sample, seed=0)
+        self.pool = None if sample is None else Reservoir[Fitted](sample, seed=0)
         self._control = control_ids(encoder)
         self._stop = encoder.renderer.stop
         for name in sorted(encoder.stand_ins, key=len, reverse=True):
@@ -228,43 +229,39 @@ class _Scan:
 
     def take(self, batch: Sequence[Conversation]) -> None:
         """Encode, fit and count some conversations."""
-        report, finished = self.report, []
+        report, data = self.report, self.data
         report.rows_in += len(batch)
-        for conversation, row in zip(batch, self.encoder.encode(batch), strict=True):
-            if isinstance(row, Drop):
-                report.drops.add(row)
-                continue
-            parts = fit(row, conversation, self.encoder, self.data.max_length, self.data.overflow, report.drops)
+        fitted = fit(self.encoder.trace(batch), batch, self.encoder, data.max_length, data.overflow, report.drops)
+        for conversation, parts in zip(batch, fitted, strict=True):
             if not parts:
                 continue
+            answers = sum(turn.role == "assistant" for turn in conversation.turns)
             report.kept += 1
-            report.turns.total += len(row.turns)
-            report.turns.lost += len(row.turns) - sum(len(part.turns) for part in parts)
+            report.turns.total += answers
+            report.turns.lost += answers - sum(len(part.row.turns) for part in parts)
             for part in parts:
-                origin, whole = (conversation, row) if part.id == row.id else _origin(part, conversation, self.encoder)
-                self._count(part, whole)
-                finished.append((origin, part))
+                self._count(part)
+                if self.pool is not None:
+                    self.pool.offer(part)
         if self.pool is None:
-            self.place(finished)
-            return
-        for item in finished:
-            self.pool.offer(item)
+            self.place([part for parts in fitted for part in parts])
 
-    def _count(self, part: Tokenized, whole: Tokenized) -> None:
-        report, trained = self.report, int(part.mask.sum())
+    def _count(self, part: Fitted) -> None:
+        report, row = self.report, part.row
+        trained = int(row.mask.sum())
         report.rows_out += 1
-        report.sources.setdefault(part.source, Share()).add(len(part.ids), trained)
+        report.sources.setdefault(row.source, Share()).add(len(row.ids), trained)
         report.nothing_trained += trained == 0
-        report.all_trained += trained == len(part.ids) - 1
-        self.lengths[len(part.ids)] += 1
-        for (first, stop), (_, end) in zip(part.turns, whole.turns, strict=False):  # turns behind a cut are not in the part
-            if not part.mask[first:stop].any():
+        report.all_trained += trained == len(row.ids) - 1
+        self.lengths[len(row.ids)] += 1
+        for (first, stop), (_, end) in zip(row.turns, part.whole.row.turns, strict=False):  # turns behind a cut are missing
+            if not row.mask[first:stop].any():
                 continue
             report.turns.trained += 1
             if stop < end:
                 report.turns.cut += 1
             else:
-                report.turns.stopped += self._stops(part.ids[first:stop].tolist(), part.mask[first:stop])
+                report.turns.stopped += self._stops(row.ids[first:stop].tolist(), row.mask[first:stop])
 
     def _stops(self, ids: list[int], mask: npt.NDArray[np.bool_]) -> bool:
         """Whether a turn ends with the stop text, and every token that writes it is learnt.
@@ -281,12 +278,11 @@ class _Scan:
                 return bool(mask[-width:].all())
         return False
 
-    def place(self, rows: Sequence[tuple[Conversation, Tokenized]]) -> None:
+    def place(self, rows: Sequence[Fitted]) -> None:
         """Count tokens by where they stand: each belongs to what most of its characters belong to, messages first on a tie."""
-        renderer, texts, codes = self.encoder.renderer, [], []
-        for conversation, _ in rows:
-            rendered = renderer.render(conversation)
-            turns = self._turn_ranges(conversation, rendered)
+        for part in rows:
+            row, rendered = part.row, part.whole.rendered
+            turns = self._turn_ranges(part.conversation, rendered)
             spans = [(_STOP, *span) for span in rendered.spans]
             labels, starts, ends = zip(*spans, *turns, strict=True)
             ranges = tuple(zip(starts, ends, strict=True))
@@ -294,11 +290,7 @@ class _Scan:
             code = np.full(len(text), _TEMPLATE)
             for label, (start, end) in zip(labels, moved, strict=True):
                 code[start:end] = label
-            texts.append(text)
-            codes.append(code)
-        encodings = self.encoder.backend.encode_batch(texts, add_special_tokens=False)
-        for (_, row), code, encoding in zip(rows, codes, encodings, strict=True):
-            place = _places(code, np.asarray(encoding.offsets[: len(row.ids)]))
+            place = _places(code, np.asarray(part.whole.encoding.offsets[: len(row.ids)]))
             tokens, trained = (np.bincount(some, minlength=len(PLACES)) for some in (place, place[row.mask]))
             for name, many, learnt in zip(PLACES, tokens.tolist(), trained.tolist(), strict=True):
                 if many:
@@ -324,22 +316,6 @@ class _Scan:
                 at += len(turn.content)
             return out
         return list(_searched(turns, rendered))
-
-
-def _origin(part: Tokenized, conversation: Conversation, encoder: RowEncoder) -> tuple[Conversation, Tokenized]:
-    """The exchanges that one part of a split row was made of, and their whole encoding (a part may have been cut, too)."""
-    # As when the row was split: what is learnt is settled on the whole row, not on its parts.
-    learnt = iter(learnt_answers(conversation, encoder.train_on))
-    settled = tuple(replace(t, train=next(learnt)) if t.role == "assistant" else t for t in conversation.turns)
-    head, pairs = exchanges(replace(conversation, turns=settled))
-    begin = int(part.id[len(conversation.id) + 1 :])
-    for end in range(begin + 1, len(pairs) + 1):
-        turns = head + tuple(turn for pair in pairs[begin:end] for turn in pair)
-        some = Conversation(part.id, turns, conversation.source)
-        whole = encoder.encode([some])[0] if any(turn.role == "assistant" for turn in turns) else None
-        if isinstance(whole, Tokenized) and np.array_equal(whole.ids[: len(part.ids)], part.ids):
-            return some, whole
-    raise AssertionError(f"{part.id} is not made of exchanges of {conversation.id}")
 
 
 def _literals(conversation: Conversation, renderer: Renderer) -> list[str] | None:
@@ -372,12 +348,10 @@ def _searched(turns: Sequence[Turn], rendered: Rendered) -> Iterator[tuple[int, 
 
 
 def _places(code: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Place of each token, from the place of each character."""
-    seen = np.zeros((len(PLACES), len(code) + 1), dtype=np.int64)
-    seen[code, np.arange(len(code)) + 1] = 1
-    np.cumsum(seen, axis=1, out=seen)
+    """Place of each token, from the place of each character; a token without a character stands where the next one does."""
     starts, ends = offsets[:, 0], offsets[:, 1]
-    place: npt.NDArray[np.int64] = np.argmax(seen[:, ends] - seen[:, starts], axis=0)
-    empty = starts == ends  # tokens without a character of their own stand where the next character does
-    place[empty] = code[np.minimum(starts[empty], len(code) - 1)]
+    place: npt.NDArray[np.int64] = code[np.minimum(starts, len(code) - 1)]
+    borders = np.flatnonzero(code[1:] != code[:-1]) + 1
+    for k in np.flatnonzero(np.searchsorted(borders, starts, "right") < np.searchsorted(borders, ends, "left")):
+        place[k] = np.argmax(np.bincount(code[starts[k] : ends[k]]))
     return place

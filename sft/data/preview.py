@@ -26,7 +26,7 @@ from rich.text import Text
 from sft.data.conversation import Conversation, Drop, Drops
 from sft.data.mask_report import MaskReport, Reservoir, Share, control_ids, mask_report
 from sft.data.overflow import fit
-from sft.data.tokenize import RowEncoder, Tokenized
+from sft.data.tokenize import RowEncoder
 from sft.errors import DataError
 from sft.recipe import DataSection, Recipe
 
@@ -139,17 +139,13 @@ def marked_rows(
             pool.offer(conversation)
         wanted = pool.items()
     out: list[MarkedRow] = []
-    for conversation, row in zip(wanted, encoder.encode(wanted), strict=True):
+    for conversation, row in zip(wanted, encoder.trace(wanted), strict=True):
         drops = Drops(keep=len(conversation.turns))
-        parts: list[Tokenized] = []
-        if isinstance(row, Drop):
-            drops.add(row)
-        else:
-            parts = fit(row, conversation, encoder, data.max_length, data.overflow, drops)
-        encoded = 0 if isinstance(row, Drop) else len(row.ids)
-        for part in parts:
-            pieces = marked_pieces(part.ids.tolist(), part.mask.tolist(), encoder)
-            out.append(MarkedRow(part.id, part.source, len(part.ids), int(part.mask.sum()), encoded, pieces))
+        encoded = 0 if isinstance(row, Drop) else len(row.row.ids)
+        for part in fit([row], [conversation], encoder, data.max_length, data.overflow, drops)[0]:
+            tokens, mask = part.row.ids.tolist(), part.row.mask.tolist()
+            pieces = marked_pieces(tokens, mask, encoder)
+            out.append(MarkedRow(part.row.id, part.row.source, len(tokens), sum(mask), encoded, pieces))
         for drop in (d for some in drops.examples.values() for d in some):
             out.append(MarkedRow(drop.id, conversation.source, 0, 0, encoded, (), drop))
     return out

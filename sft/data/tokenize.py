@@ -9,27 +9,25 @@
 Every row is verified before it may be trained on: the ids of the inference prompt are a prefix of the row's ids, and the decoded
 trained spans are the answers with their stop token. What fails becomes a :class:`~sft.data.conversation.Drop` with a reason.
 
-Special tokens written by the template are encoded through private stand-ins: the encoder is a copy of the tokenizer in which each
-special token has another name, so its usual spelling in a message is plain text, while ids stay those of the tokenizer on the
-whole rendered text.
+Special tokens written by the template are encoded through private stand-ins (:mod:`sft.data.stand_in`), so their usual spelling in
+a message is plain text, while ids stay those of the tokenizer on the whole rendered text.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sft.data.conversation import Conversation, Drop, Turn
-from sft.data.marks import PRIVATE_FIRST
-from sft.data.template import ChatTemplate, Rendered, Renderer, RenderRefused, SpecialTokens, with_bos_policy
+from sft.data.render import Renderer
+from sft.data.stand_in import special_tokens, stand_in_tokenizer, writes_bos
+from sft.data.template import ChatTemplate, Rendered, RenderRefused, SpecialTokens, with_bos_policy
 from sft.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -58,95 +56,24 @@ class Tokenized:
     turns: tuple[tuple[int, int], ...]
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> SpecialTokens:
-    """The control strings of a tokenizer, and the variables that its templates use.
+@dataclass(frozen=True, slots=True, eq=False)
+class Traced:
+    """A verified row with what it was made from.
 
-    Tokens count as control if they are marked special, or if the template itself writes them (``<think>``, ``<tool_call>``).
-    Other added tokens (runs of spaces, HTML tags) are ordinary vocabulary.
+    Attributes:
+        row: the row.
+        rendered: its text.
+        encoding: of the text with stand-ins (:meth:`RowEncoder.encode_text`), for its offsets.
     """
-    control = [
-        str(token.content)
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content.strip() and token.content in template.source)
-    ]
-    named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    bos = str(tokenizer.bos_token or "")
-    eos = str(tokenizer.eos_token or "")
-    return SpecialTokens(bos=bos, eos=eos, control=tuple(sorted(set(control))), named=tuple(sorted(named.items())))
 
-
-def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself puts its BOS token before a text (LLaMA and OPT do, GPT-2 and Qwen do not)."""
-    if not tokenizer.bos_token:
-        return False
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and ids[0] == tokenizer.bos_token_id
+    row: Tokenized
+    rendered: Rendered
+    encoding: Encoding
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of the tokenizer's own JSON form: vocabulary, merges, added tokens, normaliser."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def stand_in_tokenizer(tokenizer: PreTrainedTokenizerBase, control: Sequence[str]) -> tuple[Tokenizer, dict[str, str]]:
-    """Copy the tokenizer's backend with each control token renamed to one private character.
-
-    Returns:
-        The copy (no post-processor, no padding, no truncation) and the map from token to stand-in.
-
-    Raises:
-        TokenizerError: no Rust backend, a control token that ordinary text needs as a piece, or a copy that does not keep the ids.
-    """
-    from tokenizers import Tokenizer
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise TokenizerError(
-            f"{type(tokenizer).__name__} has no tokenizers backend, so offsets are unknown; "
-            "save it once as tokenizer.json (AutoTokenizer with the tokenizers package) and point the recipe there"
-        )
-    spec = json.loads(backend.to_str())
-    spec["post_processor"] = spec["padding"] = spec["truncation"] = None
-    names = {token: chr(ord(PRIVATE_FIRST) + i) for i, token in enumerate(control)}
-    for token in spec["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    model = spec["model"]
-    _refuse_needed_pieces(model, names)
-    if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {names.get(piece, piece): index for piece, index in model["vocab"].items()}
-    elif isinstance(model.get("vocab"), list):
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    try:
-        copy = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-    except Exception as error:  # the bindings raise nothing more specific
-        raise TokenizerError(
-            f"the tokenizer cannot be copied with its special tokens ({', '.join(control)}) renamed: {error}; "
-            "re-save it, or take those that are ordinary text out of its special tokens"
-        ) from None
-    for token, stand_in in names.items():
-        if copy.token_to_id(stand_in) != backend.token_to_id(token):
-            raise TokenizerError(f"the special token {token!r} has no stable id in tokenizer.json; re-save the tokenizer")
-    return copy, names
-
-
-def _refuse_needed_pieces(model: dict[str, Any], control: Collection[str]) -> None:
-    """Ordinary text must not need a control token as a piece: renaming it would take that text out of the vocabulary."""
-    if model.get("type") != "BPE":
-        return
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    used = {piece for left, right in merges for piece in (left, right, left + right)}
-    byte_fallback = bool(model.get("byte_fallback"))
-    for token in control:
-        # A letter, or one of the byte pieces that stand in for letters, is needed without any merge.
-        letter = len(token) == 1 and token in model["vocab"] and not byte_fallback
-        byte = byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", token)
-        if token in used or letter or byte:
-            raise TokenizerError(
-                f"the special token {token!r} is also a piece that ordinary text is made of (a letter, or a step of a merge), so the "
-                "two cannot be told apart; choose another string for it, or take it out of the tokenizer's special tokens"
-            )
 
 
 def learnt_answers(conversation: Conversation, train_on: Policy) -> list[bool]:
@@ -156,9 +83,10 @@ def learnt_answers(conversation: Conversation, train_on: Policy) -> list[bool]:
 
 
 class _Kept(NamedTuple):
-    """A rendered row on its way to ids: ``text`` has stand-ins at ``marks``; ``muted`` is what ``train_on: all`` leaves out."""
+    """A row on its way to ids: ``text`` has stand-ins at ``marks``, as ``spans`` and ``muted`` (what ``all`` leaves out) have."""
 
     number: int
+    rendered: Rendered
     text: str
     spans: tuple[tuple[int, int], ...]
     marks: tuple[int, ...]
@@ -253,9 +181,18 @@ class RowEncoder:
         ids = (self._backend.token_to_id(self._names[name]) for name in names)
         return list(dict.fromkeys(token for token in ids if token is not None)), strings
 
+    def lengths(self, texts: Sequence[Rendered]) -> list[int]:
+        """Tokens of some rendered texts."""
+        batch = self._backend.encode_batch_fast([self.encode_text(text)[0] for text in texts], add_special_tokens=False)
+        return [len(encoding) for encoding in batch]
+
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokenized | Drop]:
         """Encode and verify a batch, in order; a row that fails any check comes back as a drop."""
-        out: list[Tokenized | Drop | None] = [None] * len(conversations)
+        return [found if isinstance(found, Drop) else found.row for found in self.trace(conversations)]
+
+    def trace(self, conversations: Sequence[Conversation]) -> list[Traced | Drop]:
+        """As :meth:`encode`, with the text and the encoding of each row (some hundred bytes per token: keep them for a batch)."""
+        out: list[Traced | Drop | None] = [None] * len(conversations)
         kept: list[_Kept] = []
         for i, conversation in enumerate(conversations):
             try:
@@ -266,7 +203,7 @@ class RowEncoder:
                 continue
             answers = len(rendered.spans)
             text, spans, marks = self.encode_text(Rendered(rendered.text, rendered.spans + muted, rendered.specials))
-            kept.append(_Kept(i, text, spans[:answers], marks, chosen, spans[answers:]))
+            kept.append(_Kept(i, rendered, text, spans[:answers], marks, chosen, spans[answers:]))
         encodings = self._backend.encode_batch([row.text for row in kept], add_special_tokens=False)
         self._verify(conversations, kept, encodings, out)
         return [row for row in out if row is not None]
@@ -305,56 +242,67 @@ class RowEncoder:
         conversations: Sequence[Conversation],
         kept: list[_Kept],
         encodings: list[Encoding],
-        out: list[Tokenized | Drop | None],
+        out: list[Traced | Drop | None],
     ) -> None:
         """Fill ``out`` with rows that passed: boundaries, prompt prefixes and decoded spans, each checked in one batch."""
         tails: list[str] = []
         tail_checks: list[tuple[int, list[int]]] = []
         spans_ids: list[list[int]] = []
         span_checks: list[tuple[int, str]] = []
-        for (i, text, spans, marks, chosen, muted), encoding in zip(kept, encodings, strict=True):
-            conversation = conversations[i]
+        for row, encoding in zip(kept, encodings, strict=True):
+            i, text, conversation = row.number, row.text, conversations[row.number]
             try:
-                bounds = [_token_bounds(encoding, start, end, len(text)) for start, end in spans]
+                bounds = [_token_bounds(encoding, text, start, end) for start, end in row.spans]
             except RenderRefused as refusal:
                 out[i] = Drop(conversation.id, refusal.reason, refusal.detail)
                 continue
             ids = encoding.ids
-            mask = np.zeros(len(ids), dtype=np.bool_)
-            if self.train_on == "all":
-                mask[:] = True
-                for start, end in muted:  # also the tokens that hold only a part of such a turn
-                    mask[[k for k, (a, b) in enumerate(encoding.offsets) if a < end and b > start]] = False
-            for k in chosen:
-                first, stop = bounds[k]
-                mask[first:stop] = True
-                begin = max((m for m in marks if m < spans[k][0]), default=0)
-                anchor = encoding.char_to_token(begin) or 0
-                tails.append(text[begin : spans[k][0]])
-                tail_checks.append((i, ids[anchor:first]))
-                spans_ids.append(ids[first:stop])
-                span_checks.append((i, text[spans[k][0] : spans[k][1]]))
-            mask[:1] = False
+            mask = self._mask(row, encoding, bounds)
             if not mask.any():
                 out[i] = Drop(
                     conversation.id, "nothing_trained", "all that is learnt is the first token, which nothing predicts"
                 )
                 continue
-            row = np.asarray(ids, dtype=np.int32)
-            out[i] = Tokenized(conversation.id, conversation.source, row, mask, tuple(bounds))
-        for (i, expected), tail in zip(tail_checks, self._backend.encode_batch(tails, add_special_tokens=False), strict=True):
-            if tail.ids != expected and isinstance(out[i], Tokenized):
-                out[i] = Drop(conversations[i].id, "prompt_not_prefix", _PREFIX_DETAIL)
+            for k in row.chosen:
+                (start, end), (first, stop) = row.spans[k], bounds[k]
+                # What stands before a special token cannot change the ids behind it: the prompt is compared from the last one on.
+                begin = max((m for m in row.marks if m < start), default=0)
+                tails.append(text[begin:start])
+                tail_checks.append((i, ids[encoding.char_to_token(begin) or 0 : first]))
+                spans_ids.append(ids[first:stop])
+                span_checks.append((i, text[start:end]))
+            made = Tokenized(conversation.id, conversation.source, np.asarray(ids, dtype=np.int32), mask, tuple(bounds))
+            out[i] = Traced(made, row.rendered, encoding)
+        for (i, expected), tail in zip(
+            tail_checks, self._backend.encode_batch_fast(tails, add_special_tokens=False), strict=True
+        ):
+            if tail.ids != expected and isinstance(out[i], Traced):
+                out[i] = Drop(
+                    conversations[i].id, "prompt_not_prefix", "the prompt alone has other ids than in this row" + _CURE
+                )
         decoded = self._backend.decode_batch(spans_ids, skip_special_tokens=False)
-        for (i, expected_text), text in zip(span_checks, decoded, strict=True):
-            if isinstance(out[i], Tokenized) and not _same_text(text, expected_text):
-                detail = f"the trained ids decode to {text[:60]!r}, not to the answer"
+        for (i, expected_text), said in zip(span_checks, decoded, strict=True):
+            if isinstance(out[i], Traced) and not _same_text(said, expected_text):
+                detail = f"the trained ids decode to {said[:60]!r}, not to the answer"
                 out[i] = Drop(conversations[i].id, "decode_mismatch", detail)
 
+    def _mask(self, row: _Kept, encoding: Encoding, bounds: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+        """What is learnt, by policy."""
+        mask = np.full(len(encoding), self.train_on == "all")
+        if row.muted:  # also the tokens that hold only a part of such a turn
+            starts, ends = np.asarray(encoding.offsets).T
+            for start, end in row.muted:
+                mask[(starts < end) & (ends > start)] = False
+        for k in row.chosen:
+            mask[slice(*bounds[k])] = True
+        mask[:1] = False
+        return mask
 
-_PREFIX_DETAIL = (
-    "the tokens of the inference prompt are not the first tokens of this row: a token spans the end of the header and the "
-    "start of the answer; choose a template whose header ends at a token boundary for this tokenizer"
+
+_CURE = (
+    ", so training on it would teach ids that inference never meets; use a template whose prompt ends where this tokenizer always "
+    "cuts (behind a special token, as chatml's; a space or newline that the answer may merge with is none), or the tokenizer that "
+    "the template was made for"
 )
 
 
@@ -367,22 +315,23 @@ def _move(position: int, moves: list[tuple[int, int]]) -> int:
     return position - shift
 
 
-def _token_bounds(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:
+def _token_bounds(encoding: Encoding, text: str, start: int, end: int) -> tuple[int, int]:
     """Tokens ``[first, stop)`` that cover exactly the characters ``[start, end)``.
 
     The end is found from the character behind the span: a last character of several byte tokens keeps all of them.
     """
-    total = len(encoding.ids)
     if start == end:
         raise RenderRefused("span_mismatch", "an answer rendered to nothing")
     first = encoding.char_to_token(start)
-    stop = total if end >= length else encoding.char_to_token(end)
+    stop = len(encoding) if end >= len(text) else encoding.char_to_token(end)
     if first is None or stop is None:
         raise RenderRefused("decode_mismatch", "the tokenizer removes a character at the edge of the answer")
     span = encoding.token_to_chars(first)
     if span is not None and span[0] < start:
-        raise RenderRefused("prompt_not_prefix", _PREFIX_DETAIL)
-    if end < length:
+        before, inside = text[span[0] : start], text[start : span[1]]
+        detail = f"one token holds {before!r}, the end of the prompt, and {inside!r}, the start of the answer"
+        raise RenderRefused("prompt_not_prefix", detail + _CURE)
+    if end < len(text):
         after = encoding.token_to_chars(stop)
         if after is not None and after[0] < end:
             raise RenderRefused("stop_straddles", "one token holds the end of the answer and the text behind it")

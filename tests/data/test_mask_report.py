@@ -12,11 +12,9 @@ import pytest
 from sft.data import mask_report as counting
 from sft.data.conversation import Conversation, Drop, Turn
 from sft.data.mask_report import mask_report
-from sft.data.preview import (
-    print_report,
-)
+from sft.data.preview import print_report
 from sft.data.template import ChatTemplate, builtin_names, load_template
-from sft.data.tokenize import RowEncoder, Tokenized
+from sft.data.tokenize import RowEncoder, Traced
 from tests.builders import TOKENIZERS, byte_level, sentencepiece_like
 from tests.data.talks import MANY, chatml, encoded, hand_made, letters, screen, section, talk
 
@@ -93,11 +91,11 @@ def test_a_sample_counts_places_on_fewer_rows_and_everything_else_on_all() -> No
 class Forgetful(RowEncoder):
     """Masks the last token of every answer: the fault that the stop count exists for."""
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Tokenized | Drop]:
-        rows = super().encode(conversations)
-        for row in rows:
-            if isinstance(row, Tokenized):
-                row.mask[[stop - 1 for _, stop in row.turns]] = False
+    def trace(self, conversations: Sequence[Conversation]) -> list[Traced | Drop]:
+        rows = super().trace(conversations)
+        for found in rows:
+            if isinstance(found, Traced):
+                found.row.mask[[stop - 1 for _, stop in found.row.turns]] = False
         return rows
 
 

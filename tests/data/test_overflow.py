@@ -1,17 +1,23 @@
-"""Rows that are too long: exact outcomes of every policy, and the law that splitting loses no exchange."""
+"""Rows that are too long: exact outcomes of every policy, and the laws that splitting is greedy and loses no exchange."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data.conversation import Conversation, Drops, Turn
-from sft.data.overflow import exchanges, fit
-from sft.data.template import load_template
-from sft.data.tokenize import RowEncoder, Tokenized, learnt_answers
+from sft.data.conversation import Conversation, Drop, Drops, Turn
+from sft.data.overflow import Fitted, exchanges, fit
+from sft.data.template import Rendered, builtin_names, load_template
+from sft.data.tokenize import RowEncoder, Tokenized, Traced, learnt_answers
 from sft.errors import DataError, TokenizerError
-from tests.builders import byte_level
+from sft.model.tokenizer import repair_tokens
+from tests.builders import TOKENIZERS, byte_level
+from tests.data.slow_split import plain, slow_split
 
 
 def talk(*texts: str, **train: bool) -> Conversation:
@@ -23,9 +29,9 @@ def talk(*texts: str, **train: bool) -> Conversation:
 
 def bring(conversation: Conversation, encoder: RowEncoder, length: int, overflow: str) -> tuple[list[Tokenized], Drops]:
     drops = Drops()
-    row = encoder.encode([conversation])[0]
-    assert isinstance(row, Tokenized), row
-    return fit(row, conversation, encoder, length, overflow, drops), drops
+    row = encoder.trace([conversation])
+    assert isinstance(row[0], Traced), row
+    return [part.row for part in fit(row, [conversation], encoder, length, overflow, drops)[0]], drops
 
 
 def size(encoder: RowEncoder, conversation: Conversation) -> int:
@@ -134,11 +140,11 @@ def test_every_exchange_is_in_one_part_or_counted(
     turns: list[Turn] = []
     for i, (asks, says) in enumerate(lengths):
         turns += [Turn("user", f"{i}?" + " ask" * asks), Turn("assistant", f"{i}!" + " say" * says, flags[i])]
-    conversation, drops = Conversation("row", tuple(turns), "source"), Drops()
+    conversation = Conversation("row", tuple(turns), "source")
     whole = encoder.encode([conversation])[0]
     if not isinstance(whole, Tokenized) or len(whole.ids) <= limit:
         return
-    rows = fit(whole, conversation, encoder, limit, "split", drops)
+    rows, drops = bring(conversation, encoder, limit, "split")
     texts = [encoder.backend.decode(row.ids.tolist(), skip_special_tokens=False) for row in rows]
     taught = [encoder.backend.decode(row.ids[row.mask].tolist(), skip_special_tokens=False) for row in rows]
     found = [[i for i in range(len(lengths)) if f"{i}? ask" in text] for text in texts]
@@ -157,3 +163,127 @@ def test_every_exchange_is_in_one_part_or_counted(
         assert len(row.ids) <= limit
         assert row.mask.any()
         assert not any(f"{i}! " in text for i in part if not learnt[i])
+
+
+# --- against the definition --------------------------------------------------------------------------------------------
+
+CHATML = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+END = "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+FOREIGN = {
+    "unmarked": "{% for m in messages %}" + CHATML + END,
+    # Exchanges are longer in the whole row than in a part, so the whole row's lengths mislead.
+    "numbered": "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'no ' * loop.index0 }}{% endif %}" + CHATML + END,
+    "closed": "{% for m in messages %}" + CHATML + "{% if loop.last and not add_generation_prompt %}The end{% endif %}" + END,
+}
+TEMPLATES = [*(name for name in builtin_names() if load_template(name).multi_turn), *FOREIGN]
+
+
+@cache
+def encoder_of(template: str, tokenizer: str, policy: str) -> RowEncoder:
+    source = FOREIGN.get(template)
+    loaded = load_template("tokenizer" if source else template, tokenizer_source=source)
+    made = copy.deepcopy(byte_level() if source else TOKENIZERS[tokenizer]())
+    if not source:
+        repair_tokens(made, loaded)
+    return RowEncoder(made, loaded, "last" if loaded.only_last else policy)
+
+
+WORDS = ("ask", "say yes", "Ein Test.", "春天来了", "🎉", "\n", "  x", "</s>", "<|im_end|>", "Red, green and blue.")
+TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join)
+EXCHANGES = st.lists(st.tuples(TEXTS, TEXTS, st.sampled_from([None, None, True, False])), min_size=2, max_size=7)
+
+
+@st.composite
+def long_rows(draw: st.DrawFn) -> Conversation:
+    turns = [Turn("system", draw(TEXTS))] if draw(st.booleans()) else []
+    for asked, said, train in draw(EXCHANGES):
+        turns += [Turn("user", asked), Turn("assistant", said, train)]
+    if draw(st.integers(0, 9)) == 0:
+        turns.append(Turn("user", draw(TEXTS)))  # no reader lets it through, but nothing here depends on that
+    return Conversation("row", tuple(turns), "source")
+
+
+def told(parts: Sequence[Fitted], drops: Drops) -> object:
+    return [plain(part.row) for part in parts], dict(drops.changed), list(drops.counts)
+
+
+@settings(max_examples=250)
+@given(
+    long_rows(),
+    st.sampled_from(TEMPLATES),
+    st.sampled_from(sorted(TOKENIZERS)),
+    st.sampled_from(["assistant", "last", "all"]),
+    st.floats(0.05, 1.0),
+)
+def test_splitting_is_what_it_is_defined_to_be(
+    conversation: Conversation, template: str, tokenizer: str, policy: str, share: float
+) -> None:
+    encoder = encoder_of(template, tokenizer, policy)
+    (whole,) = encoder.trace([conversation])
+    if isinstance(whole, Drop) or len(whole.row.turns) < 2:
+        return
+    limit, drops = max(1, round(share * (len(whole.row.ids) - 1))), Drops()
+    (parts,) = fit([whole], [conversation], encoder, limit, "split", drops)
+    wanted = slow_split(conversation, encoder, limit)
+    assert told(parts, drops) == (wanted.rows, dict(wanted.changed), [wanted.dropped] if wanted.dropped else [])
+    for part in parts:
+        assert plain(part.whole.row) == plain(encoder.encode([part.conversation])[0])  # type: ignore[arg-type]
+        assert part.row.ids.tolist() == part.whole.row.ids[: len(part.row.ids)].tolist()
+
+
+@pytest.mark.parametrize("template", ["chatml", "vicuna_v0", "llama2", *FOREIGN])
+def test_at_every_limit_a_part_takes_all_that_fits(template: str) -> None:
+    encoder = encoder_of(template, "byte_level", "assistant")
+    conversation = talk(*("Hello there " * (1 + i * 5 % 7) for i in range(12)))
+    rows = encoder.trace([conversation])
+    assert isinstance(rows[0], Traced)
+    for limit in range(8, len(rows[0].row.ids), 2):
+        (parts,) = fit(rows, [conversation], encoder, limit, "split", drops := Drops())
+        wanted = slow_split(conversation, encoder, limit)
+        assert told(parts, drops) == (wanted.rows, dict(wanted.changed), [wanted.dropped] if wanted.dropped else [])
+
+
+@settings(max_examples=40)
+@given(st.lists(long_rows(), min_size=2, max_size=6), st.sampled_from(["drop", "truncate", "split"]), st.integers(20, 120))
+def test_a_batch_is_brought_under_the_limit_as_each_row_alone(rows: list[Conversation], overflow: str, limit: int) -> None:
+    encoder = encoder_of("chatml", "byte_level", "assistant")
+    together, apart = Drops(), Drops()
+    found = encoder.trace(rows)
+    alone = [fit([one], [row], encoder, limit, overflow, apart)[0] for one, row in zip(found, rows, strict=True)]
+    batch = fit(found, rows, encoder, limit, overflow, together)
+    assert [[plain(part.row) for part in parts] for parts in batch] == [[plain(part.row) for part in parts] for parts in alone]
+    assert together == apart
+
+
+class Counting(RowEncoder):
+    """Counts the tokens that it encodes."""
+
+    tokens = 0
+
+    def trace(self, conversations: Sequence[Conversation]) -> list[Traced | Drop]:
+        rows = super().trace(conversations)
+        self.tokens += sum(len(row.row.ids) for row in rows if isinstance(row, Traced))
+        return rows
+
+    def lengths(self, texts: Sequence[Rendered]) -> list[int]:
+        found = super().lengths(texts)
+        self.tokens += sum(found)
+        return found
+
+
+@pytest.mark.parametrize(("template", "most"), [("chatml", 1.35), ("vicuna_v1.1", 1.35), ("vicuna_v0", 2.5)])
+@pytest.mark.parametrize("policy", ["assistant", "last"])
+def test_splitting_encodes_a_row_about_once_more(template: str, policy: str, most: float) -> None:
+    tokenizer = copy.deepcopy(byte_level())
+    loaded = load_template(template, system="Be brief.")
+    repair_tokens(tokenizer, loaded)
+    encoder, drops = Counting(tokenizer, loaded, policy), Drops()
+    conversation = talk(*(f"{'ask' if i % 2 else 'say'} {i} " * (1 + i % 5) for i in range(400)))
+    whole = encoder.trace([conversation])
+    tokens, encoder.tokens = encoder.tokens, 0
+    fit(whole, [conversation], encoder, 256, "split", drops)
+    assert dict(drops.changed) == {"split": 1} | (
+        {"split_untrained": drops.changed["split_untrained"]} if policy == "last" else {}
+    )
+    assert tokens > 36 * 256
+    assert encoder.tokens < most * tokens

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sft.data.conversation import Conversation, Role, Turn
+from sft.data.render import Renderer
 from sft.data.template import (
     TEMPLATE_DIR,
     ChatTemplate,
     Rendered,
-    Renderer,
     RenderRefused,
     SpecialTokens,
     builtin_names,

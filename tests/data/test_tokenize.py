@@ -10,8 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sft.data.conversation import Conversation, Drop, Turn
+from sft.data.stand_in import stand_in_tokenizer
 from sft.data.template import ChatTemplate, builtin_names, load_template
-from sft.data.tokenize import RowEncoder, Tokenized, stand_in_tokenizer
+from sft.data.tokenize import RowEncoder, Tokenized
 from sft.errors import TokenizerError
 from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS, byte_level, sentencepiece_like
