@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from selfinstruct.desk import Meter
-from selfinstruct.records import Usage
 from selfinstruct.screen import duration
 from selfinstruct.store import TARGET, Run
 from sft.errors import InputError
@@ -126,24 +125,9 @@ def make_plan(
     """
     asked, rows = meter.calls[first], len(run.rows)  # not the tally's: that counts what a ledger does not hold, too
     if not asked or not rows:
-        reasons = ", ".join(f"{name}: {reason} ({n})" for (name, reason), n in run.tally.refused.most_common(3))
-        raise InputError(
-            f"{asked} calls gave {run.tally.candidates} candidates and {rows} rows: there is no yield to plan with"
-            + (f"; most often refused by {reasons}" if reasons else "")
-        )
+        raise InputError(_no_yield(run, asked))
     exponent = _exponent(run) if asked >= _FEWEST_CALLS else None
-    usage = Usage(meter.prompt_tokens, meter.completion_tokens)
-    money = price[0] * usage.prompt_tokens + price[1] * usage.completion_tokens if price is not None else meter.money or None
-
-    def estimate(first_calls: float) -> Estimate:
-        times = first_calls / asked
-        calls = sum(meter.calls.values()) * times
-        hours = pace.hours(first_calls, calls, usage.total * times) if pace is not None else None
-        cost = None if money is None else money * times
-        return Estimate(
-            math.ceil(calls), math.ceil(usage.prompt_tokens * times), math.ceil(usage.completion_tokens * times), cost, hours
-        )
-
+    rate = _Rate(asked, meter, price, pace)
     refused = _refused(run, order)
     surplus = refused.pop(TARGET, 0)
     return Plan(
@@ -156,11 +140,40 @@ def make_plan(
         refused=refused,
         unparsed=dict(run.tally.unparsed.most_common()),
         exponent=exponent,
-        least=estimate(asked * target / rows),
-        fallen=estimate(asked * (target / rows) ** (1 / exponent)) if exponent is not None and target > rows else None,
+        least=rate.estimate(asked * target / rows),
+        fallen=rate.estimate(asked * (target / rows) ** (1 / exponent)) if exponent is not None and target > rows else None,
         cap=cap,
         currency=currency,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """What was measured, per request of the first stage."""
+
+    asked: int
+    meter: Meter
+    price: tuple[float, float] | None
+    pace: Pace | None
+
+    def estimate(self, first_calls: float) -> Estimate:
+        """For so many requests of the first stage, and what follows from them."""
+        m, times = self.meter, first_calls / self.asked
+        calls, tokens = sum(m.calls.values()) * times, (m.prompt_tokens + m.completion_tokens) * times
+        money = self.price[0] * m.prompt_tokens + self.price[1] * m.completion_tokens if self.price else m.money or None
+        return Estimate(
+            math.ceil(calls),
+            math.ceil(m.prompt_tokens * times),
+            math.ceil(m.completion_tokens * times),
+            None if money is None else money * times,
+            self.pace.hours(first_calls, calls, tokens) if self.pace is not None else None,
+        )
+
+
+def _no_yield(run: Run, asked: int) -> str:
+    reasons = ", ".join(f"{name}: {reason} ({n})" for (name, reason), n in run.tally.refused.most_common(3))
+    said = f"{asked} calls gave {run.tally.candidates} candidates and {len(run.rows)} rows: there is no yield to plan with"
+    return said + (f"; most often refused by {reasons}" if reasons else "")
 
 
 def _refused(run: Run, order: Sequence[str]) -> dict[str, int]:
