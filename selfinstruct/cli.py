@@ -181,9 +181,9 @@ def trace(
 
 def main() -> None:
     """Entry point: faults as one message and an exit status, bugs with their traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "openai", "httpcore", "matplotlib", "numba", "fontTools"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # libraries log every request otherwise
+    for ours in ("selfinstruct", "sft"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         app()
     except VicugnaError as error:

@@ -199,6 +199,7 @@ class _Keeper:
         teacher: dict[str, Any] = {"models": models, "endpoints": labels}
         budget = self.prepared.recipe.budget
         lost = getattr(getattr(self.desk.teacher, "budget", None), "spent", None)
+        journal = getattr(self.desk.teacher, "journal", None)
         return both | {
             "teacher": teacher,
             "rows": len(run.rows),
@@ -207,6 +208,7 @@ class _Keeper:
             "usage": {key: spent[key] for key in ("requests", "paid_requests", "prompt_tokens", "completion_tokens")},
             "cost": {"money": spent["money"], "currency": budget.currency, "cap": budget.max_money},
             "lost_calls": lost.lost_requests if lost is not None else 0,
+            "in_flight_at_kill": journal.in_flight_at_kill if journal is not None else 0,
             "seconds": round(float(self.before.get("seconds", 0.0)) + time.monotonic() - self.began, 3),
         }
 

@@ -70,7 +70,7 @@ class Screen:
         self._run, self._stage = Run(), ""
         self._progress: Progress | None = None
         self._began: tuple[float, int] | None = None
-        self._next = 0.0
+        self._next = now() + _EVERY
         self._live = Live(console=console, refresh_per_second=5, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Screen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -199,6 +200,8 @@ def code_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(QUICKSTART)
     assert code_of(monkeypatch, "check", recipe) == 0
+    assert logging.getLogger("selfinstruct.run").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("any.http.client").isEnabledFor(logging.INFO), "a line per request"
     assert code_of(monkeypatch, "check", recipe, "--set", "output.row=3") == 2
     assert "output.row: unknown key; did you mean 'output.rows'?" in capsys.readouterr().err
     assert code_of(monkeypatch, "run", recipe, "--set", f"output.dir={tmp_path / 'a'}", "--set", "output.rows=5000") == 3
