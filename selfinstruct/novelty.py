@@ -56,6 +56,7 @@ class NoveltyIndex:
         if not 0 <= threshold <= 1:
             raise ValueError(f"the novelty threshold is an F measure from 0 to 1, got {threshold}")
         self.threshold = float(threshold)
+        self.note = ""
         self._np, self._kernels = np, novelty_kernels
         self._ids: list[str] = []
         self._vocabulary: dict[str, int] = {}
@@ -105,7 +106,9 @@ class NoveltyIndex:
             found = self._kernels.nearest(
                 query, len(self._ids), self._flat, self._starts, self._sigs, self._masks, self._bounds, rows, scores
             )
-        return [Neighbour(self._ids[row], score) for row, score in zip(rows[:found].tolist(), scores[:found].tolist(), strict=True)]
+        return [
+            Neighbour(self._ids[row], score) for row, score in zip(rows[:found].tolist(), scores[:found].tolist(), strict=True)
+        ]
 
     def scores(self, text: str) -> np.ndarray:
         """F with every row, float64[rows], in the order of :attr:`ids`. Reads the whole pool."""
@@ -161,8 +164,16 @@ class NoveltyIndex:
         out[: len(array)] = array
         return out
 
-    def save(self, path: str | Path) -> None:
-        """Write the index into one file, whole or not at all. The same rows give the same bytes."""
+    def save(self, path: str | Path, note: str = "") -> None:
+        """Write the index into one file, whole or not at all. The same rows give the same bytes.
+
+        Args:
+            path: a file; its folder exists.
+            note: kept as :attr:`note`, to tell what the rows were made from.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         target = Path(path)
         rows = len(self._ids)
         lengths = self._np.diff(self._starts[: rows + 1]).astype("<i4")
@@ -172,7 +183,13 @@ class NoveltyIndex:
             lengths.tobytes(),
             self._flat[: int(self._starts[rows])].astype("<i4").tobytes(),
         ]
-        about = {"tokeniser": TOKENISER, "rows": rows, "threshold": self.threshold, "parts": [len(part) for part in parts]}
+        about = {
+            "tokeniser": TOKENISER,
+            "rows": rows,
+            "threshold": self.threshold,
+            "note": note,
+            "parts": [len(part) for part in parts],
+        }
         body = b"".join([json.dumps(about).encode() + b"\n", *parts])
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
@@ -199,6 +216,7 @@ class NoveltyIndex:
         """
         about, parts = _read(Path(path))
         index = cls(about["threshold"] if threshold is None else threshold)
+        index.note = about["note"]
         np = index._np
         index._ids = json.loads(parts[0])
         index._vocabulary = {word: i for i, word in enumerate(json.loads(parts[1]))}

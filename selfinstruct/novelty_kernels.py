@@ -24,6 +24,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
+_int64: Any = np.int64
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _EPSILON = 1e-9  # far above the rounding of the bounds, far below 1 / (longest sum of lengths): a tie is never pruned
 
@@ -36,7 +37,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(nogil=True)(function)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _popcount(typing_context: Any, value: Any) -> Any:
     """Bits set in a uint64."""
 
@@ -76,11 +77,11 @@ def _lcs(flat: Any, low: int, high: int, masks: Any, table: Any, state: Any) -> 
         for i in range(low, high):
             u = v & masks[flat[i]]
             v = (v + u) | (v - u)
-        return np.int64(_popcount(~v))
+        return _int64(_popcount(~v))
     for w in range(words):
         state[w] = _ALL
     for i in range(low, high):
-        which = np.int64(masks[flat[i]])
+        which = _int64(masks[flat[i]])
         if which == 0:
             continue
         carry = np.uint64(0)
@@ -93,7 +94,7 @@ def _lcs(flat: Any, low: int, high: int, masks: Any, table: Any, state: Any) -> 
             state[w] = total | (v - u)
     common = 0
     for w in range(words):
-        common += np.int64(_popcount(~state[w]))
+        common += _int64(_popcount(~state[w]))
     return common
 
 
@@ -120,20 +121,22 @@ def _open(ids: Any, masks: Any, distinct: Any, counts: Any) -> tuple[int, int, n
             if words > 1:
                 masks[token] = np.uint64(d)
         if words > 1:
-            table[np.int64(masks[token]) - 1, i >> 6] |= _ONE << np.uint64(i & 63)
+            table[_int64(masks[token]) - 1, i >> 6] |= _ONE << np.uint64(i & 63)
         else:
             masks[token] |= _ONE << np.uint64(i)
     for j in range(d):
         if words > 1:
             for w in range(words):
-                counts[j] += np.int64(_popcount(table[j, w]))
+                counts[j] += _int64(_popcount(table[j, w]))
         else:
-            counts[j] = np.int64(_popcount(masks[distinct[j]]))
+            counts[j] = _int64(_popcount(masks[distinct[j]]))
     return d, known, sig, small, table, state
 
 
 @_compiled
-def find(ids: Any, flat: Any, starts: Any, sigs: Any, heads: Any, arena: Any, masks: Any, threshold: float) -> tuple[int, float]:
+def find(
+    ids: Any, flat: Any, starts: Any, sigs: Any, heads: Any, arena: Any, masks: Any, threshold: float
+) -> tuple[int, float]:
     """The first row found whose F with the query is above ``threshold``, and F; (-1, 0.0) if there is none.
 
     F > t needs 2 * LCS > t * (m + n). LCS is at most the common tokens, so n >= LCS gives LCS > t * m / (2 - t): a row that has none of
@@ -150,11 +153,11 @@ def find(ids: Any, flat: Any, starts: Any, sigs: Any, heads: Any, arena: Any, ma
             distinct[i + 1], counts[i + 1] = distinct[i], counts[i]
             i -= 1
         distinct[i + 1], counts[i + 1] = token, count
-    longest = np.int64((2 * known + _EPSILON) / threshold) - m if threshold > 0 else 254
+    longest = _int64((2 * known + _EPSILON) / threshold) - m if threshold > 0 else 254
     longest = min(max(longest, 0), 254)
     need = np.empty(longest + 1, np.int64)  # common tokens that a row of n tokens needs, ties included
     for n in range(longest + 1):
-        need[n] = max(1, np.int64(np.ceil(threshold * (m + n) / 2 - _EPSILON)))
+        need[n] = max(1, _int64(np.ceil(threshold * (m + n) / 2 - _EPSILON)))
     least = max(1.0, threshold * m / (2 - threshold) - _EPSILON)
     rest, found, score = known, -1, 0.0
     for j in range(d):
@@ -163,20 +166,20 @@ def find(ids: Any, flat: Any, starts: Any, sigs: Any, heads: Any, arena: Any, ma
         start, size = heads[distinct[j], 0], heads[distinct[j], 1]
         for p in range(start, start + size):
             posting = arena[p]
-            n = np.int64((posting >> np.uint64(24)) & np.uint64(255))
+            n = _int64((posting >> np.uint64(24)) & np.uint64(255))
             if n < 255:
                 if n > longest:
                     continue
                 other = posting & np.uint64(0xFFFFFF)
-                a = min(rest, known - np.int64(_popcount(small & ~other)))
-                b = n - np.int64(_popcount(other & ~small))
+                a = min(rest, known - _int64(_popcount(small & ~other)))
+                b = n - _int64(_popcount(other & ~small))
                 if min(a, b) < need[n]:
                     continue
-            row = np.int64(posting >> np.uint64(32))
+            row = _int64(posting >> np.uint64(32))
             other = sigs[row]
             n = starts[row + 1] - starts[row]
-            a = min(rest, known - np.int64(_popcount(sig & ~other)))
-            b = n - np.int64(_popcount(other & ~sig))
+            a = min(rest, known - _int64(_popcount(sig & ~other)))
+            b = n - _int64(_popcount(other & ~sig))
             if 2 * min(a, b) < threshold * (m + n) - 2 * _EPSILON:
                 continue
             score = _f_measure(_lcs(flat, starts[row], starts[row + 1], masks, table, state), m, n)
@@ -231,7 +234,7 @@ def _move(start: int, size: int, arena: Any, free: Any) -> int:
         order += 1
     if free[order] > 0:
         block = free[order] - 1
-        free[order] = np.int64(arena[block])
+        free[order] = _int64(arena[block])
     else:
         block = free[63]
         free[63] = block + (1 << order)
@@ -269,8 +272,8 @@ def nearest(
     for row in range(rows):
         n = starts[row + 1] - starts[row]
         other = sigs[row]
-        a = known - np.int64(_popcount(sig & ~other))
-        b = n - np.int64(_popcount(other & ~sig))
+        a = known - _int64(_popcount(sig & ~other))
+        b = n - _int64(_popcount(other & ~sig))
         bound = np.int32(np.float32(480 * max(0, min(a, b))) / np.float32(m + n)) + 1
         bounds[row] = bound
         histogram[bound] += 1
@@ -282,7 +285,7 @@ def nearest(
     for turn in range(2):
         floor = cut if turn == 0 else 1
         if turn == 1 and filled == k:
-            floor = np.int64(240 * best_scores[k - 1] - 1e-3) + 1
+            floor = _int64(240 * best_scores[k - 1] - 1e-3) + 1
         for row in range(rows):
             bound = bounds[row]
             if bound < floor or (turn == 1 and bound >= cut):
@@ -303,7 +306,7 @@ def nearest(
                 i -= 1
             best_scores[i], best_rows[i] = score, row
             if filled == k and turn == 1:
-                floor = np.int64(240 * best_scores[k - 1] - 1e-3) + 1
+                floor = _int64(240 * best_scores[k - 1] - 1e-3) + 1
     for j in range(d):
         masks[distinct[j]] = 0
     return filled

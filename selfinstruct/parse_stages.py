@@ -114,7 +114,9 @@ def parse_instances(
 
 def _failure(request: Request, item: int, code: str, finish_reason: str, text: str) -> ParseFailure:
     text = _SURROGATE.sub("\ufffd", text.strip())
-    shown = f"finish_reason {finish_reason}: ...{text[-_SHOWN // 2 :]}" if code in ("truncated", "empty_reply") else text[:_SHOWN]
+    shown = (
+        f"finish_reason {finish_reason}: ...{text[-_SHOWN // 2 :]}" if code in ("truncated", "empty_reply") else text[:_SHOWN]
+    )
     return ParseFailure(request.id, item, code, shown)
 
 

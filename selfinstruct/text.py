@@ -18,7 +18,9 @@ TOKENISER = "nfkc-lower-words-1"
 _HAN = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 _HANGUL = "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3"
-_SPACELESS = _HAN + _KANA + _HANGUL + "\u3105-\u312f\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u104f\u1780-\u17b3"  # Thai, Lao, Burmese, Khmer
+_SPACELESS = (
+    _HAN + _KANA + _HANGUL + "\u3105-\u312f\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u104f\u1780-\u17b3"
+)  # Thai, Lao, Burmese, Khmer
 _TOKEN = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])[^\W_])+")
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+")
 _CJK = re.compile(rf"[{_HAN}{_KANA}{_HANGUL}]")
@@ -59,8 +61,14 @@ for _language, _words in _FUNCTION_WORDS.items():
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de", "es", "pt", "it", "nl", "ru", "ar", "hi", "th", "el", "he")
 """What :func:`language` can answer, besides ``und`` for undecided. ``ru`` and ``ar`` stand for their whole scripts."""
 _OF_SCRIPT = {
-    **{"kana": "ja", "hangul": "ko", "cyrillic": "ru", "arabic": "ar"},
-    **{"devanagari": "hi", "thai": "th", "greek": "el", "hebrew": "he"},
+    "kana": "ja",
+    "hangul": "ko",
+    "cyrillic": "ru",
+    "arabic": "ar",
+    "devanagari": "hi",
+    "thai": "th",
+    "greek": "el",
+    "hebrew": "he",
 }
 
 

@@ -1,0 +1,78 @@
+"""Words and phrases that the filters look for by default, English and Chinese. A recipe replaces or extends them."""
+
+from __future__ import annotations
+
+BLACKLIST = (
+    # Self-Instruct's list, and Alpaca's additions: what a model that only reads and writes text cannot do
+    *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot", "go to"),
+    *("video", "audio", "music", "flowchart", "diagram"),
+    *(
+        "图片",
+        "图像",
+        "照片",
+        "视频",
+        "音频",
+        "录音",
+        "流程图",
+        "示意图",
+        "截图",
+        "画一幅",
+        "画一张",
+        "画出",
+        "绘制",
+        "点击链接",
+    ),
+)
+PROGRAM = ("write a program", "编写一个程序", "写一个程序", "编写程序")
+PLACEHOLDERS = ("<nooutput>", "<no output>", "nooutput", "<noinput>", "n/a", "无输出")
+REFUSALS = (
+    *(
+        "as an ai language model",
+        "as a language model",
+        "as an ai assistant",
+        "i am an ai language model",
+        "i'm an ai language model",
+    ),
+    *(
+        "as an artificial intelligence",
+        "i am just an ai",
+        "i'm just an ai",
+        "i do not have personal opinions",
+        "i don't have personal opinions",
+    ),
+    *("作为一个人工智能", "作为一名人工智能", "作为人工智能", "作为一个ai", "作为一名ai", "作为ai语言模型", "作为一个语言模型"),
+    *("我是一个人工智能", "我只是一个人工智能", "我是一个ai", "我是一个语言模型"),
+)
+"""Refused wherever they stand in the output."""
+REFUSAL_OPENINGS = (
+    *(
+        "i'm sorry, but i can",
+        "i am sorry, but i can",
+        "i'm sorry, i can",
+        "sorry, but i can",
+        "sorry, i can't",
+        "sorry, i cannot",
+    ),
+    *(
+        "i'm unable to",
+        "i am unable to",
+        "i cannot fulfill",
+        "i can't fulfill",
+        "i cannot assist",
+        "i can't assist",
+        "i cannot help with",
+    ),
+    *("i'm afraid i can", "unfortunately, i can", "it is not possible for me to"),
+    *(
+        "抱歉，我无法",
+        "抱歉，我不能",
+        "对不起，我无法",
+        "对不起，我不能",
+        "很抱歉，我无法",
+        "很抱歉，我不能",
+        "很抱歉，作为",
+        "抱歉，作为",
+    ),
+    *("我无法回答", "我不能回答", "我无法提供", "我无法完成"),
+)
+"""Refused only where the output begins with them."""
