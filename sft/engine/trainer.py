@@ -85,7 +85,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
             "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
             "state_dict_type": "FULL_STATE_DICT",
         }
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=output.dir,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=plan.accumulation,
@@ -123,6 +123,10 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         dataset_kwargs={"skip_prepare_dataset": True},
         **options,
     )
+    # One process drives one GPU. Where a host has more and torchrun did not start us, the trainer would wrap the model in DataParallel.
+    assert arguments.device is not None  # finding the device counts the GPUs
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class PlannedTrainer(SFTTrainer):
