@@ -264,10 +264,9 @@ def _encode_sources(
         conversations = [conversation for _, conversation in batch]
         fitted = fit(encoder.trace(conversations), conversations, encoder, data.max_length, data.overflow, drops)
         for (source, conversation), parts in zip(batch, fitted, strict=True):
-            for part in parts:
-                rows.append(part.row)
-                source_of.append(source)
-                marks.append(int(conversation.fingerprint()[:16], 16))
+            rows += [part.row for part in parts]
+            source_of += [source] * len(parts)
+            marks += [int(conversation.fingerprint()[:16], 16)] * len(parts)
     offsets = np.concatenate([[0], np.cumsum([len(r.ids) for r in rows])]).astype(np.int64)
     store = RowStore(
         np.concatenate([r.ids for r in rows]) if rows else np.zeros(0, np.int32),

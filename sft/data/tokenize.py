@@ -278,7 +278,9 @@ class RowEncoder:
         ):
             if tail.ids != expected and isinstance(out[i], Traced):
                 out[i] = Drop(
-                    conversations[i].id, "prompt_not_prefix", "the prompt alone has other ids than in this row" + _CURE
+                    conversations[i].id,
+                    "prompt_not_prefix",
+                    "the end of the prompt has other ids where an answer follows" + _CURE,
                 )
         decoded = self._backend.decode_batch(spans_ids, skip_special_tokens=False)
         for (i, expected_text), said in zip(span_checks, decoded, strict=True):
@@ -300,9 +302,9 @@ class RowEncoder:
 
 
 _CURE = (
-    ", so training on it would teach ids that inference never meets; use a template whose prompt ends where this tokenizer always "
-    "cuts (behind a special token, as chatml's; a space or newline that the answer may merge with is none), or the tokenizer that "
-    "the template was made for"
+    "; the ids of the inference prompt are not the first ids of this row, so training on it would teach what inference never "
+    "meets. Choose a template whose prompt ends where this tokenizer always cuts, such as behind a special token or in the newline "
+    "of chatml, or the tokenizer that the template was made for"
 )
 
 

@@ -6,7 +6,7 @@ import copy
 from itertools import accumulate, pairwise
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sft.data.conversation import Conversation, Drop, Turn
@@ -103,6 +103,69 @@ def test_exactly_the_answers_that_a_merge_joins_to_the_header_are_dropped(name: 
     rows = encoder.encode([talk("q", answer) for answer in ANSWERS])
     found = {answer: row.reason for answer, row in zip(ANSWERS, rows, strict=True) if isinstance(row, Drop)}
     assert found == dict.fromkeys(CROSSED[name], "prompt_not_prefix")
+
+
+def test_a_merge_over_the_border_names_both_sides_and_the_cure() -> None:
+    encoder, _ = made("colon_crossing", load_template("alpaca"))
+    drop = dropped(encoder, talk("q", " yes"))
+    assert drop.detail.startswith(
+        "one token holds ':', the end of the prompt, and ' ', the start of the answer; the ids of the "
+    )
+    assert drop.detail.endswith("or the tokenizer that the template was made for")
+    assert "behind a special token" in drop.detail
+
+
+@pytest.mark.parametrize(
+    ("end", "answer", "reason", "says"),
+    [
+        (
+            "",
+            "\nb",
+            "prompt_not_prefix",
+            r"one token holds 'A:', the end of the prompt, and '\n', the start of the answer; the ids",
+        ),
+        (
+            "\n\n\n",
+            "b",
+            "prompt_not_prefix",
+            "the end of the prompt has other ids where an answer follows; the ids of the inference",
+        ),
+        ("\n\n\n", "\n\nb", "prompt_not_prefix", r"one token holds '\n\n', the end of the prompt, and '\n', the start of the"),
+        ("\n\n\n", "\nb", "", ""),
+        ("\n", "b", "", ""),
+        ("", "b", "", ""),
+        ("<|im_start|>", "\nb", "", ""),
+    ],
+)
+def test_a_foreign_template_whose_prompt_ends_inside_a_token(end: str, answer: str, reason: str, says: str) -> None:
+    """GPT-2's word rule keeps a run of newlines together, but leaves the last one to the word behind it."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ", "ĊĊĊ", "A:", "A:Ċ"]
+    merges = [("Ċ", "Ċ"), ("ĊĊ", "Ċ"), ("A", ":"), ("A:", "Ċ")]
+    backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"A:\n?|\s+(?!\S)|\s+|[^\sA]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in ("<|endoftext|>", "<|im_start|>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    source = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}"
+        f"{{% else %}}{{{{ 'A:{end}' + m['content'] + eos_token }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ 'A:{end}' }}}}{{% endif %}}"
+    ).replace("\n", "\\n")
+    encoder = RowEncoder(tokenizer, load_template("tokenizer", tokenizer_source=source))
+    (row,) = encoder.encode([talk("q", answer)])
+    if not reason:
+        assert isinstance(row, Tokenized)
+        assert row.ids[: row.turns[0][0]].tolist() == encoder.prompt_ids(talk("q"))
+        assert learnt(row, tokenizer) == [answer + "<|endoftext|>"]
+        return
+    assert isinstance(row, Drop)
+    assert row.reason == reason
+    assert row.detail.startswith(says)
 
 
 def test_a_row_whose_only_learnt_token_is_its_first_is_dropped() -> None:
