@@ -159,6 +159,7 @@ def _live(recipe: Recipe, ledger: Ledger, run_dir: Path, progress: Callable[[Pro
         endpoints.append(Endpoint(section.label, client, price, Gate(section.rate), section.weight, section.model))
         if section.structured == "never":
             endpoints[-1].plain = True
+        endpoints[-1].renamed = section.max_tokens_field == "max_completion_tokens"
     dearest = max((e.price for e in endpoints), key=lambda price: (price.known, price.input + price.output))
     budget = Budget(b.max_money, b.max_tokens, b.max_requests, {t.model: dearest})
     if t.batch.enabled:

@@ -46,7 +46,7 @@ class Exhausted(TeacherError):
     """There is nothing more to ask, and the rows are not there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # asyncio shows what a task was called with, and this is large
 class Job:
     """What stays the same over a run.
 

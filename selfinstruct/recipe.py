@@ -28,6 +28,8 @@ _FEWEST_TOKENS_PER_TASK = 20
 
 
 class SeedsSection(Section):
+    """What a run starts from."""
+
     path: str
     """Seed tasks in Self-Instruct's format, or Alpaca rows (for ``evolve``: the set to start from): .jsonl, .json, .parquet."""
     max_drop_share: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -50,6 +52,8 @@ class Teacher(TeacherSection):
 
 
 class OutputSection(Section):
+    """How many rows, and where."""
+
     dir: str
     """Run directory."""
     rows: int = Field(ge=1)
@@ -73,6 +77,7 @@ class Recipe(Section):
     teacher: Teacher
     budget: BudgetSection = Field(default_factory=BudgetSection)
     strategy: StrategySection
+    """The method, one of three."""
     filters: tuple[FilterSection, ...] = ()
     """Applied in this order; the first that refuses a candidate decides."""
     output: OutputSection

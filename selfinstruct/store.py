@@ -61,7 +61,7 @@ class Tally:
                 self.refused[item[1].filter, item[1].reason] += 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # asyncio shows what a task returns, and this is large
 class Run:
     """Where a run stands between two rounds.
 
@@ -169,7 +169,8 @@ class Store:
 
     def forget(self) -> None:
         """Begin anew: an earlier replay's state is not gone on with."""
-        self._state.unlink(missing_ok=True)
+        for path in (self._state, self.index):
+            path.unlink(missing_ok=True)
 
     def restore(self, identity: str) -> Run:
         """The run as its last whole round left it; a new one where there is none, or where another recipe left it.

@@ -122,9 +122,13 @@ class SamplingSection(Section):
     max_tokens: int = Field(default=3072, ge=1)
     """Most tokens of a reply."""
     temperature: float = Field(default=1.0, ge=0)
+    """Spread of the draw; 0 takes the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the likeliest tokens of this total probability."""
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Against tokens that have occurred."""
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Against tokens, by how often they have occurred."""
     stop: list[str] = Field(default_factory=list, max_length=4)
     """Texts that end a reply."""
     seed: int | None = None
