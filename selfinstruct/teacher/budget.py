@@ -68,6 +68,12 @@ class Price:
         return self.input * usage.prompt_tokens + self.output * usage.completion_tokens
 
 
+def dearest(prices: Iterable[Price]) -> Price:
+    """A price that none of ``prices`` exceeds, for prompts or for completions; unknown if one of them is."""
+    listed = list(prices)
+    return Price(max(p.input for p in listed), max(p.output for p in listed), all(p.known for p in listed))
+
+
 def price_of(model: str, endpoint: EndpointSection, budget: BudgetSection, *, factor: float = 1.0) -> Price:
     """The endpoint's price, else the recipe's, else the dated table's (for its own host and in US dollars only), else unknown."""
     section = endpoint.price or budget.prices.get(model)

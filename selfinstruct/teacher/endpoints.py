@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from selfinstruct.records import Request
 from selfinstruct.teacher.budget import Price
-from selfinstruct.teacher.rate import Clock, Gate
+from selfinstruct.teacher.rate import Clock, Departure, Gate
 from selfinstruct.teacher.sections import EndpointSection
 from sft.errors import InputError
 
@@ -107,7 +107,7 @@ class Endpoints:
     def in_flight(self) -> int:
         return sum(item.gate.in_flight for item in self.items)
 
-    async def enter(self, tokens: int) -> Endpoint:
+    async def enter(self, tokens: int) -> tuple[Endpoint, Departure]:
         """Wait until an endpoint may be asked; the request counts as in flight there from then on."""
         self.waiting += 1
         try:
@@ -121,8 +121,7 @@ class Endpoints:
         finally:
             self.waiting -= 1
         chosen = min(ready, key=lambda item: (item.gate.in_flight + 1) / item.weight)
-        chosen.gate.enter(tokens)
-        return chosen
+        return chosen, chosen.gate.enter(tokens)
 
     def left(self) -> None:
         """A request came back: look at the gates again."""

@@ -28,7 +28,7 @@ from selfinstruct.teacher.endpoints import Endpoint, Endpoints, Reply
 from selfinstruct.teacher.faults import CallFault, RequestFailed, Stopped
 from selfinstruct.teacher.journal import Journal
 from selfinstruct.teacher.ledger import Entry, Ledger
-from selfinstruct.teacher.rate import Clock
+from selfinstruct.teacher.rate import Clock, Departure
 from selfinstruct.teacher.sections import RetriesSection
 from selfinstruct.teacher.wire import usage_of
 from sft.errors import VicugnaError
@@ -143,23 +143,22 @@ class LedgerTeacher:
         reservation = await self.budget.reserve(asked)
         try:
             size = sum(estimate(message.content) for message in request.messages) + max_tokens
-            endpoint = await self.endpoints.enter(size)
+            endpoint, left = await self.endpoints.enter(size)
         except BaseException:
             self.budget.release(reservation)
             raise
-        return await self._ask(request, endpoint, max_tokens, reservation)
+        return await self._ask(request, endpoint, left, max_tokens, reservation)
 
     async def _ask(
-        self, request: Request, endpoint: Endpoint, max_tokens: int, reservation: Reservation
+        self, request: Request, endpoint: Endpoint, left: Departure, max_tokens: int, reservation: Reservation
     ) -> Completion | CallFault:
-        started, gate = self._clock.now(), endpoint.gate
-        asking = endpoint.asking(request, max_tokens)
+        gate, asking = endpoint.gate, endpoint.asking(request, max_tokens)
         try:
             if self._stopped is not None:
                 raise _again(self._stopped)
             self._journal("sent", request.id, reservation.money, reservation.tokens)
         except BaseException:
-            gate.failed(started, overloaded=False, retry_after=None, headers={})
+            gate.failed(left, overloaded=False, retry_after=None, headers={})
             self.endpoints.left()
             self.budget.release(reservation)
             raise
@@ -170,17 +169,17 @@ class LedgerTeacher:
             overloaded = fault.action == "wait" or fault.code in ("timeout", "http_503", "http_529")
             longest = 10 * self.retries.longest_wait
             pause = None if fault.retry_after is None else min(fault.retry_after, longest)
-            gate.failed(started, overloaded=overloaded, retry_after=pause, headers=fault.limits)
+            gate.failed(left, overloaded=overloaded, retry_after=pause, headers=fault.limits)
             self._lost(request, reservation) if fault.billed else self._freed(request, reservation)
             self.counts.faults[fault.code] += 1
             return self._learn(endpoint, asking.schema, asking.renamed, fault)
         except BaseException:  # cancelled with the call under way: the endpoint may go on, and charge
-            gate.failed(started, overloaded=False, retry_after=None, headers={})
+            gate.failed(left, overloaded=False, retry_after=None, headers={})
             self._lost(request, reservation)
             raise
         finally:
             self.endpoints.left()
-        gate.answered(started, reply.completion_tokens or 0, reply.headers)
+        gate.answered(left, reply.completion_tokens or 0, reply.headers)
         # From here on the reply is paid for: a cancelled round must not keep it from the disk.
         return await asyncio.shield(
             asyncio.ensure_future(self._keep(request, endpoint, asking.schema, max_tokens, reply, reservation))

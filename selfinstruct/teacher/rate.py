@@ -24,7 +24,7 @@ from selfinstruct.teacher.sections import RateSection
 
 _PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_WORSE, _FORGET, _LEAST_WINDOW = 0.9, 0.98, 16
+_WORSE, _FORGET, _LEAST_WINDOW = 0.9, 0.998, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,14 @@ class _Allowance:
         return self.until - now if self.left < need and now < self.until else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """When a request left, and how many were in flight then, itself included."""
+
+    at: float
+    load: int
+
+
 @dataclass(slots=True)
 class Gate:
     """Whether one endpoint may be asked now.
@@ -119,13 +127,14 @@ class Gate:
     _closed_until: float = float("-inf")
     _doubling: bool = True
     _last_cut: float = float("-inf")
-    _best: tuple[float, float] = (0.0, 0.0)  # tokens per second, and the limit that made them
-    _window: tuple[float, int, int] = (0.0, 0, 0)  # start, replies, tokens
+    _held: bool = False  # the limit has held a request back since the last window of replies began
+    _best: tuple[float, float] = (0.0, 0.0)  # tokens per second, and the number in flight that made them
+    _size: int = _LEAST_WINDOW
+    _window: tuple[int, int, float, int] = (0, 0, 0.0, 0)  # replies, tokens, seconds, loads
 
     def __post_init__(self) -> None:
         now = self.clock.now()
         self.limit = float(min(self.rate.start_concurrency, self.rate.max_concurrency))
-        self._window = (now, 0, 0)
         if self.rate.requests_per_minute is not None:
             self._requests = Bucket(self.rate.requests_per_minute, filled=now)
         if self.rate.tokens_per_minute is not None:
@@ -134,13 +143,14 @@ class Gate:
     def delay(self, tokens: int) -> float:
         """Seconds until a request of ``tokens`` may leave: 0 now; infinite if only a reply can make room."""
         if self.in_flight >= int(self.limit):
+            self._held = True
             return float("inf")
         now = self.clock.now()
         waits = [self._closed_until - now, self._request_allowance.delay(1, now), self._token_allowance.delay(tokens, now)]
         waits += [bucket.delay(now) for bucket in (self._requests, self._tokens) if bucket is not None]
         return max(0.0, *waits)
 
-    def enter(self, tokens: int) -> None:
+    def enter(self, tokens: int) -> Departure:
         """A request of ``tokens`` leaves."""
         self.in_flight += 1
         self._request_allowance.left -= 1
@@ -149,19 +159,20 @@ class Gate:
             self._requests.take(1)
         if self._tokens is not None:
             self._tokens.take(tokens)
+        return Departure(self.clock.now(), self.in_flight)
 
-    def answered(self, started: float, tokens: int, headers: Mapping[str, str]) -> None:
-        """A reply came: ``tokens`` long, asked at ``started``."""
-        now, full = self.clock.now(), self.in_flight >= 0.8 * int(self.limit)
+    def answered(self, left: Departure, tokens: int, headers: Mapping[str, str]) -> None:
+        """A reply of ``tokens`` came."""
+        took = self.clock.now() - left.at
         self.in_flight -= 1
         self.heed(headers)
-        if now - started > self.rate.slow_after:
-            self.cut(started)
-        elif full:
+        if took > self.rate.slow_after:
+            self.cut(left)
+        elif self._held:  # growing what is not used up would mean nothing
             self.limit = min(self.rate.max_concurrency, self.limit + (1.0 if self._doubling else 1.0 / self.limit))
-        self._measure(now, tokens, full)
+        self._measure(took, tokens, left.load)
 
-    def failed(self, started: float, *, overloaded: bool, retry_after: float | None, headers: Mapping[str, str]) -> None:
+    def failed(self, left: Departure, *, overloaded: bool, retry_after: float | None, headers: Mapping[str, str]) -> None:
         """No reply came; ``overloaded`` if that says that too much was asked."""
         self.in_flight -= 1
         self.heed(headers)
@@ -169,12 +180,12 @@ class Gate:
             self.hints += 1
             self._closed_until = max(self._closed_until, self.clock.now() + retry_after)
         if overloaded:
-            self.cut(started)
+            self.cut(left)
 
-    def cut(self, started: float) -> None:
+    def cut(self, left: Departure) -> None:
         """Halve the limit; requests that left before the last cut say nothing about the limit since."""
         self._doubling = False
-        if started >= self._last_cut:
+        if left.at >= self._last_cut:
             self.limit = max(1.0, self.limit / 2)
             self._last_cut = self.clock.now()
             self.cuts += 1
@@ -191,20 +202,26 @@ class Gate:
                 allowance.left, allowance.until = left, self.clock.now() + min(reset, 3600.0)
                 self.hints += left < 1
 
-    def _measure(self, now: float, tokens: int, full: bool) -> None:
-        """Compare tokens per second, a window of ``limit`` replies at a time, with the best so far."""
-        start, replies, sum_ = self._window
-        replies, sum_ = replies + 1, sum_ + max(1, tokens)
-        if replies < max(_LEAST_WINDOW, self.limit) or now <= start:
-            self._window = (start, replies, sum_)
+    def _measure(self, took: float, tokens: int, load: int) -> None:
+        """Compare tokens per second, a window of ``limit`` replies at a time, with the best so far.
+
+        By Little's law: tokens per second of one request, times the number in flight. Counting replies per second of the clock
+        would mistake a burst on the window's edge for speed.
+        """
+        replies, sum_, seconds_, loads = self._window
+        replies, sum_, seconds_, loads = replies + 1, sum_ + max(1, tokens), seconds_ + took, loads + load
+        if replies < self._size:
+            self._window = (replies, sum_, seconds_, loads)
             return
-        self._window = (now, 0, 0)
-        if not full:  # the rounds ran out of requests: says nothing about the endpoint
+        held, self._held, self._window = self._held, False, (0, 0, 0.0, 0)
+        self._size = max(_LEAST_WINDOW, int(self.limit))  # of now: a window that grew with the limit would never end
+        if not held or seconds_ <= 0:  # the rounds ran out of requests: says nothing about the endpoint
             return
-        speed, (best, at) = sum_ / (now - start), self._best
+        mean = loads / replies
+        speed, (best, at) = sum_ / seconds_ * mean, self._best
         self._best = (best * _FORGET, at)
         if speed >= best:
-            self._best = (speed, self.limit)
-        elif speed < _WORSE * best and self.limit > 1.2 * at:
-            self.limit, self._doubling = max(1.0, at), False
+            self._best = (speed, mean)
+        elif speed < _WORSE * best and mean > 1.2 * at:
+            self.limit, self._doubling = min(self.limit, max(1.0, at)), False
             self.cuts += 1

@@ -377,10 +377,6 @@ class _Connection(asyncio.Protocol):
 
 async def _serve(options: argparse.Namespace) -> None:
     server = FaultServer(faults=json.loads(options.faults), delay=options.delay, in_a_row=options.in_a_row)
-    if options.tasks:
-        from tests.selfinstruct.synthetic import tasks
-
-        server.text = tasks
     print(await server.start(options.port), flush=True)
     await asyncio.Event().wait()
 
@@ -391,7 +387,6 @@ def main() -> None:
     parser.add_argument("--faults", default="{}", help='JSON, such as {"500": 0.05}')
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--in-a-row", type=int, default=2)
-    parser.add_argument("--tasks", action="store_true", help="reply with 20 tasks in the numbered format")
     asyncio.run(_serve(parser.parse_args()))
 
 
