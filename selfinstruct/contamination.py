@@ -33,6 +33,7 @@ FIELDS = (
     "context",
 )
 """Keys whose texts are what an evaluation asks, in the formats of Vicuna-80, MT-bench, AlpacaEval, MMLU, GSM8K and the like."""
+_HEAD = 4  # tokens; no run is shorter
 _SHORTEST = 6  # tokens of an evaluation text that is looked for inside other text
 
 
@@ -66,7 +67,8 @@ class EvaluationTexts:
     def __init__(self, files: Sequence[str], fields: Sequence[str] = FIELDS, ngram: int = 13) -> None:
         self._ngram = ngram
         self._texts: list[tuple[str, list[str]]] = []
-        self._runs: dict[int, dict[int, int]] = {}  # run length -> hash of the run -> text
+        # First tokens of a run -> its length -> hash of the run -> text: few places of a text reach the second step.
+        self._runs: dict[tuple[str, ...], dict[int, dict[int, int]]] = {}
         self._whole: dict[int, int] = {}
         for file in files:
             for row in read_rows(file):
@@ -91,18 +93,28 @@ class EvaluationTexts:
         self._whole.setdefault(hash(tuple(words)), number)
         size = min(self._ngram, len(words))
         if size >= min(_SHORTEST, self._ngram):
-            runs = self._runs.setdefault(size, {})
             for start in range(len(words) - size + 1):
+                runs = self._runs.setdefault(tuple(words[start : start + _HEAD]), {}).setdefault(size, {})
                 runs.setdefault(hash(tuple(words[start : start + size])), number)
 
-    def find(self, text: str) -> Shared | None:
-        """The first evaluation text that ``text`` equals or shares a run with."""
+    def equal(self, text: str) -> Shared | None:
+        """The first evaluation text with the same tokens."""
         words = tokens(text)
         number = self._whole.get(hash(tuple(words)), -1)
         if number >= 0 and self._texts[number][1] == words:
             return Shared(self._texts[number][0], " ".join(words), True)
-        for size, runs in self._runs.items():
-            for start in range(len(words) - size + 1):
+        return None
+
+    def find(self, text: str) -> Shared | None:
+        """The evaluation text that ``text`` equals, or else the first one that it shares a run with."""
+        if (same := self.equal(text)) is not None:
+            return same
+        words = tokens(text)
+        heads = self._runs
+        for start, head in enumerate(zip(*(words[i:] for i in range(_HEAD)), strict=False)):
+            if head not in heads:
+                continue
+            for size, runs in heads[head].items():
                 run = words[start : start + size]
                 number = runs.get(hash(tuple(run)), -1)
                 if number >= 0 and _holds(self._texts[number][1], run):

@@ -112,14 +112,14 @@ class ContaminationFilter(Filter):
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         sets = self.texts()
-        task = f"{candidate.instruction}\n{candidate.input}"
-        for name, text in (
-            ("instruction", candidate.instruction),
-            ("task", task),
-            ("input", candidate.input),
-            ("output", candidate.output),
+        asked = f"{candidate.instruction}\n{candidate.input}"
+        for name, text, search in (
+            ("instruction", candidate.instruction, sets.equal),
+            ("input", candidate.input, sets.equal),
+            ("task", asked, sets.find),
+            ("output", candidate.output, sets.find),
         ):
-            found = sets.find(text) if text.strip() else None
+            found = search(text)
             if found is not None:
                 reason = "in_evaluation_set" if found.exact else "overlaps_evaluation_set"
                 return Refusal(reason, {"field": name, "where": found.where, "text": found.text[:400]})

@@ -95,12 +95,16 @@ class OutputLengthFilter(Filter):
 
 @lru_cache(maxsize=32)
 def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of some words: whole ones, or anywhere for CJK words, which no space sets apart."""
-    parts = [
-        re.escape(word) if is_cjk(word) else rf"{WORD_LEFT}{re.escape(word)}{WORD_RIGHT}"
-        for word in sorted(words, key=len)[::-1]
-    ]
-    return re.compile("|".join(parts), re.IGNORECASE)
+    """Any of some words in lower-case text: whole ones, or anywhere for CJK words, which no space sets apart."""
+    lowered = sorted({word.lower() for word in words}, key=lambda word: (-len(word), word))
+    cjk = [re.escape(word) for word in lowered if is_cjk(word)]
+    whole = "|".join(re.escape(word) for word in lowered if not is_cjk(word))
+    return re.compile("|".join([*cjk, *([rf"{WORD_LEFT}(?:{whole}){WORD_RIGHT}"] if whole else [])]))
+
+
+@lru_cache(maxsize=32)
+def _normals(phrases: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(normal, phrases))
 
 
 class BlacklistFilter(Filter):
@@ -124,7 +128,7 @@ class BlacklistFilter(Filter):
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         words = (*self.words, *self.also)
-        text = candidate.instruction
+        text = candidate.instruction.lower()
         if self.allowed:
             text = _words_pattern(self.allowed).sub(" ", text)
         found = _words_pattern(words).search(text) if words else None
@@ -140,7 +144,7 @@ class ProgramFilter(Filter):
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         text = normal(candidate.instruction)
-        found = next((opening for opening in self.openings if text.startswith(normal(opening))), None)
+        found = next((opening for opening in _normals(self.openings) if text.startswith(opening)), None)
         return None if found is None else Refusal("asks_for_a_program", {"opening": found})
 
 
@@ -206,7 +210,7 @@ class EmptyOutputFilter(Filter):
         found = normal(candidate.output)
         if not found:
             return Refusal("empty_output")
-        return Refusal("placeholder_output", {"output": candidate.output}) if found in map(normal, self.placeholders) else None
+        return Refusal("placeholder_output", {"output": candidate.output}) if found in _normals(self.placeholders) else None
 
 
 class EchoFilter(Filter):
@@ -245,11 +249,10 @@ class RefusalFilter(Filter):
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         text = normal(candidate.output)
-        for phrase in self.phrases:
-            if normal(phrase) in text:
-                return Refusal("teacher_refused", {"phrase": phrase})
-        opening = next((o for o in self.openings if text.startswith(normal(o))), None)
-        return None if opening is None else Refusal("teacher_refused", {"phrase": opening})
+        said = next((phrase for phrase in _normals(self.phrases) if phrase in text), None)
+        if said is None:
+            said = next((opening for opening in _normals(self.openings) if text.startswith(opening)), None)
+        return None if said is None else Refusal("teacher_refused", {"phrase": said})
 
 
 class TrailingColonFilter(Filter):
