@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sft.data.conversation import Role, Turn
+from sft.data.fields import Row, RowFault, kind_of
 from sft.errors import DataError
 
 Turns = tuple[Turn, ...]
@@ -46,14 +47,6 @@ _FOLLOWS: Final[Mapping[str, frozenset[str]]] = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-class RowFault(Exception):
-    """A row that cannot become a conversation: a snake_case reason to count it by, and a sentence with the cure."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}")
-
-
 @dataclass(frozen=True, slots=True)
 class ParsedRow:
     """What a usable row holds.
@@ -65,62 +58,6 @@ class ParsedRow:
 
     id: str | None
     conversations: tuple[Turns, ...]
-
-
-class Row:
-    """A row seen through the user's column names. A missing key, and null as Arrow fills it in, count as absent."""
-
-    def __init__(self, value: Any, columns: Mapping[str, str], place: str = "") -> None:
-        if not isinstance(value, Mapping):
-            raise RowFault("not_an_object", f"{place or 'the row'} is {_kind(value)}; write an object with named fields")
-        self._value, self._columns, self.place = value, columns, f" of {place}" if place else ""
-
-    def name(self, field: str) -> str:
-        """The column that holds a field."""
-        return self._columns.get(field, field)
-
-    def get(self, *fields: str) -> Any:
-        """The value of the first field that is there, else None."""
-        return next((v for f in fields if (v := self._value.get(self.name(f))) is not None), None)
-
-    def text(self, *fields: str) -> str:
-        """A required text field."""
-        return str(self._typed(str, "text", *fields))
-
-    def optional_text(self, field: str) -> str:
-        """A text field, or the empty string."""
-        return "" if self.get(field) is None else self.text(field)
-
-    def items(self, *fields: str) -> list[Any]:
-        """A required list field."""
-        return list(self._typed(list, "a list", *fields))
-
-    def entries(self, *fields: str) -> list[Row]:
-        """A required list of objects, each known by its number from 1."""
-        name = self.called(*fields)
-        return [self.inner(value, f"entry {number} of {name}") for number, value in enumerate(self.items(*fields), 1)]
-
-    def inner(self, value: Any, place: str) -> Row:
-        """An object inside this row, under the same column names."""
-        return Row(value, self._columns, place)
-
-    def called(self, *fields: str) -> str:
-        """The fields by their column names, for messages."""
-        first, *others = (f"'{self.name(field)}'" for field in fields)
-        return first + (f" (or {', '.join(others)})" if others else "") + self.place
-
-    def _typed(self, kind: type, word: str, *fields: str) -> Any:
-        value = self.get(*fields)
-        if value is None:
-            raise RowFault("missing_field", f"{self.called(*fields)} is missing or null; 'columns' can map another name to it")
-        if not isinstance(value, kind):
-            raise RowFault("wrong_type", f"{self.called(*fields)} is {_kind(value)}; it must be {word}")
-        return value
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
 
 
 def _system(row: Row, field: str = "system") -> Turns:
@@ -181,7 +118,7 @@ def _train(entry: Row) -> bool | None:
     """The turn's own ``train`` flag, or OpenAI's ``weight`` of 0 or 1."""
     train, weight = entry.get("train"), entry.get("weight")
     if train is not None and not isinstance(train, bool):
-        raise RowFault("wrong_type", f"{entry.called('train')} is {_kind(train)}; it must be true or false")
+        raise RowFault("wrong_type", f"{entry.called('train')} is {kind_of(train)}; it must be true or false")
     if weight is None:
         return train
     if isinstance(weight, bool) or weight not in (0, 1):
@@ -267,7 +204,7 @@ def _moss_turns(row: Row) -> list[Row]:
     """The entries of ``chat`` in the order of their numbers."""
     chat = row.get("chat")
     if not isinstance(chat, Mapping):
-        raise RowFault("wrong_type", f"{row.called('chat')} is {_kind(chat)}; it must be an object of turn_1, turn_2, ...")
+        raise RowFault("wrong_type", f"{row.called('chat')} is {kind_of(chat)}; it must be an object of turn_1, turn_2, ...")
     named = {key: value for key, value in chat.items() if value is not None}  # Arrow fills absent turns with null
     order = [f"turn_{number}" for number in range(1, len(named) + 1)]
     if set(order) != set(named):

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.conversation import Conversation, Drop, Drops
-from sft.data.formats import FORMATS, Row, RowFault, check_columns, detect_format, own_id
+from sft.data.fields import Row, RowFault
+from sft.data.formats import FORMATS, check_columns, detect_format, own_id
 from sft.data.jsonl import ENDINGS, RawRow, ending, read_rows
 from sft.errors import DataError
 from sft.recipe import Source

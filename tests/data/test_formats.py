@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.conversation import Turn
-from sft.data.formats import FORMATS, ParsedRow, RowFault, check_columns, detect_format
+from sft.data.fields import RowFault
+from sft.data.formats import FORMATS, ParsedRow, check_columns, detect_format
 from sft.errors import DataError
 from sft.recipe import FormatName
 
