@@ -104,7 +104,7 @@ def check_served_ids(folder: Path, encoder: RowEncoder) -> int:
             wanted = encoder.prompt_ids(probe)
         except RenderRefused:
             continue
-        turns = encoder.renderer._turns(probe)  # folded as in training
+        turns = encoder.renderer.turns_of(probe)  # folded as in training
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         theirs = served.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         ours = own.prompt_ids(Conversation(probe.id, turns, probe.source))
