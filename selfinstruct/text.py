@@ -112,8 +112,9 @@ def length(text: str) -> tuple[int, str]:
 def language(text: str) -> str:
     """The language of a text, as an ISO 639-1 code of :data:`LANGUAGES`, or ``und`` where the text does not tell.
 
-    By script first, a run of Latin letters against a character of another script; Han without kana is ``zh``. Latin text is told apart by function words; ``und`` if none occurs or two languages tie. What stands in quotes does not
-    count, unless all of it does. No model, no download.
+    By script first, a run of Latin letters against a character of another script; Han without kana is ``zh``. Latin text is told apart by
+    function words; ``und`` if none occurs or two languages tie. What stands in quotes does not count, unless all of it does. No model,
+    no download.
     """
     bare = _QUOTED.sub(" ", text)
     text = bare if any(map(str.isalpha, bare)) else text
