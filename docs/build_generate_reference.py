@@ -49,7 +49,7 @@ def default(info: FieldInfo) -> str:
     if isinstance(value, Section):
         return "its defaults"
     if value is None or isinstance(value, bool):
-        return f"`{ {None: 'null', True: 'true', False: 'false'}[value]}`"
+        return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
     if isinstance(value, tuple | list) and len(value) > 6:
         return f"{len(value)} entries"
     if isinstance(value, tuple | list):
@@ -86,7 +86,11 @@ def _about(info: FieldInfo) -> str:
 def tables(key: str, info: FieldInfo, depth: int) -> Iterator[str]:
     for section in sections_of(info.annotation):
         kind = section.model_fields.get("kind")
-        name = f"{key}: {kind.default if kind.default is not PydanticUndefined else kind.annotation.__args__[0]}" if _tagged(info) and kind else key
+        name = (
+            f"{key}: {kind.default if kind.default is not PydanticUndefined else kind.annotation.__args__[0]}"
+            if _tagged(info) and kind
+            else key
+        )
         yield table(f"{'#' * depth} {name}", section)
         for inner, below in section.model_fields.items():
             yield from tables(f"{key}.{inner}", below, depth + 1)

@@ -46,9 +46,9 @@ class Judge:
         """The refusal that the instruction alone is enough for, or None."""
         return self.chain.screen(candidate)
 
-    def restore(self, rows: Sequence[Candidate], index: Path) -> None:
-        """Take in what an earlier process accepted."""
-        self.chain.restore(rows, index)
+    def restore(self, rows: Sequence[Candidate], index: Path) -> bool:
+        """Take in what an earlier process accepted; whether the file was of use, or the index had to be built again."""
+        return self.chain.restore(rows, index)
 
     def save(self, index: Path) -> None:
         """Write what :meth:`restore` would else have to build."""

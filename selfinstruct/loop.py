@@ -112,9 +112,8 @@ async def generate(job: Job, ask: Ask, held: Ask, store: Store, watch: Watch) ->
         TeacherError: budget reached, teacher failed, stalled or nothing left to ask. ``dataset.jsonl`` then holds the rows so far.
     """
     run = store.restore(job.identity)
-    job.judge.restore(run.candidates, store.index)
+    kept = len(run.rows) if job.judge.restore(run.candidates, store.index) else 0
     watch.round(run)
-    kept = len(run.rows)
     try:
         while len(run.rows) < job.rows and (job.max_rounds is None or run.round < job.max_rounds):
             view = View(job.seeds, run.candidates, job.judge.screen)
