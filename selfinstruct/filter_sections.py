@@ -141,6 +141,7 @@ class ProgramFilter(Filter):
     instruction_only = True
     kind: Literal["write_a_program"] = "write_a_program"
     openings: tuple[str, ...] = PROGRAM
+    """Phrases that an instruction may not begin with."""
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         text = normal(candidate.instruction)
