@@ -59,7 +59,7 @@ CLOSED = {
 SHARED = ("sft.config", "sft.errors", "sft.data.conversation", "sft.data.jsonl")
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
-    *("conversation", "json_window", "jsonl", "fields", "formats", "sources"),
+    *("conversation", "chunks", "jsonl", "fields", "formats", "sources"),
     *("marks", "template", "render", "stand_in", "tokenize", "overflow", "packing", "collate"),
     *("dataset", "mask_report", "preview"),
 )

@@ -10,32 +10,34 @@
 
 A JSON list is decoded item by item in a window that holds little more than one item, so that a list of any length needs no
 more memory than lines do. (One exception: an object around the list, all on a single line, is held in memory.)
-JSON is read strictly (:mod:`sft.data.json_window`).
+JSON is read strictly (RFC 8259): a repeated key, NaN and Infinity, which Python's reader takes, are refused.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
+import math
 import os
 import re
 import secrets
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data.json_window import Broken, Window
+from sft.data.chunks import chunks
 from sft.errors import DataError
 
 ENDINGS = (".json", ".jsonl", ".parquet", ".json.gz", ".json.zst", ".jsonl.gz", ".jsonl.zst")
 """File name endings that :func:`read_rows` knows."""
 
-_CHUNK = 1 << 18  # bytes per read
+_NEAR_END = 16  # characters: a token cut by the end of the window fails at most this far before it (-Infinity is 9 long)
 _PARQUET_BATCH = 1024  # rows
+_SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_BAD_BYTES = re.compile(r"[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
         raise DataError(f"{path}: no such file")
     if known == ".parquet":
         return _parquet(path)
-    window = Window(_chunks(path, known))
+    window = _Window(chunks(path, known))
     return _lines(window, path) if known.startswith(".jsonl") else _json(window, path)
 
 
@@ -132,43 +134,119 @@ def _line(row: Any, index: int) -> bytes:
     return text.encode() + b"\n"
 
 
-def _chunks(path: Path, known: str) -> Iterator[bytes]:
-    """The bytes of a file, decompressed."""
-    pieces = _zstd(path) if known.endswith("zst") else _plain(path, packed=known.endswith("gz"))
-    try:
-        for index, piece in enumerate(pieces):
-            if index == 0 and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(f"{path}: this file is UTF-16; save it as UTF-8")
-            yield piece
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        # How many rows are missing cannot be known, so this is no counted drop.
-        raise DataError(f"{path}: the compressed file is damaged or cut short ({error}); fetch it again") from None
+class _Broken(Exception):
+    """The rest of the file cannot be read. Arguments: the line of the row, and why."""
 
 
-def _plain(path: Path, packed: bool) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if packed else path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            yield piece
+class _Window:
+    """A stretch of text out of a stream of bytes, and where in the file it stands.
+
+    ``text[at:]`` is not yet consumed; ``line`` and ``column``, both from 1, are the place of ``text[at]``.
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.text, self.at, self.line, self.column = "", 0, 1, 1
+        self.fault: str | None = None
+        self._chunks, self._bom, self._ended = chunks, True, False
+        # Invalid bytes come through as surrogates and are charged to the one row that holds them.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float)
+
+    def grow(self) -> bool:
+        """Read on, at least as much as is waiting, so that retries cost linear time; False (and no change) at the end."""
+        kept = len(self.text) - self.at
+        parts: list[str] = []
+        size = 0
+        while size < max(kept, 1) and not self._ended:
+            chunk = next(self._chunks, None)
+            self._ended = chunk is None
+            part = self._decoder.decode(chunk or b"", final=self._ended)
+            if self._bom and part:
+                part, self._bom = part.removeprefix("\ufeff"), False
+            parts.append(part)
+            size += len(part)
+        if size:
+            self.text, self.at = self.text[self.at :] + "".join(parts), 0
+        return size > 0
+
+    def advance(self, to: int) -> None:
+        """Consume up to ``text[to]``."""
+        breaks = self.text.count("\n", self.at, to)
+        self.line += breaks
+        self.column = to - self.text.rfind("\n", self.at, to) if breaks else self.column + to - self.at
+        self.at = to
+
+    def peek(self) -> str:
+        """The next character that is not white space, which is then at ``text[at]``; empty at the end of the file."""
+        while True:
+            found = _SPACE.match(self.text, self.at)
+            self.advance(found.end() if found else self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.grow():
+                return ""
+
+    def end_of_line(self) -> int:
+        """Where the line of ``text[at]`` ends: at its newline, or at the end of the file."""
+        scanned = 0
+        while (end := self.text.find("\n", self.at + scanned)) < 0:
+            scanned = len(self.text) - self.at
+            if not self.grow():
+                return len(self.text)
+        return end
+
+    def take(self) -> Any:
+        """Consume the JSON value at ``text[at]`` or raise :class:`_Broken`; ``fault`` then says what is wrong inside it."""
+        while True:
+            try:
+                value, end = self.parse(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _NEAR_END
+                if cut and self.grow():
+                    continue
+                raise self.broken(error.msg.removesuffix(" at"), error.pos) from None
+            # A number at the very end may go on in the next chunk.
+            if len(self.text) - end > _NEAR_END or not self.grow():
+                self.advance(end)
+                return value
+
+    def parse(self, text: str, at: int) -> tuple[Any, int]:
+        """Decode one JSON value and set ``fault``; raises ``json.JSONDecodeError``."""
+        self.fault = None
+        try:
+            value, end = self._json.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a whole number of over 4300 digits
+            raise json.JSONDecodeError(str(error), text, at) from None
+        if not text.isascii() and (bad := _BAD_BYTES.search(text, at, end)):
+            self.fault = f"not_utf8: the byte 0x{ord(bad.group()) - 0xDC00:02x} is not UTF-8; save the file as UTF-8"
+        return value, end
+
+    def broken(self, message: str, pos: int | None = None) -> _Broken:
+        """The error for a file that cannot be read past ``text[pos]``, charged to the row at ``text[at]``."""
+        row = self.line
+        self.advance(self.at if pos is None else pos)
+        place = f"at line {self.line} column {self.column}"
+        return _Broken(row, f"broken_file: {message} {place}; the rest of the file is not read")
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            self.fault = f"duplicate_key: the key {twice!r} is given twice in one object; keep one"
+        return made
+
+    def _constant(self, text: str) -> None:
+        self.fault = f"not_finite: {text} is not JSON; write null or a finite number"
+
+    def _float(self, text: str) -> float:
+        if math.isinf(float(text)):
+            self.fault = f"not_finite: {text} is too large for a number"
+        return float(text)
 
 
-def _zstd(path: Path) -> Iterator[bytes]:
-    import zstandard  # here, since most users never need it
-
-    frame = None
-    try:
-        for data in _plain(path, packed=False):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                if piece := frame.decompress(data):
-                    yield piece
-                data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from None
-    if frame:  # the library takes a file that ends inside a frame for a complete one
-        raise EOFError("it ends inside a frame")
-
-
-def _lines(window: Window, path: Path) -> Iterator[RawRow]:
+def _lines(window: _Window, path: Path) -> Iterator[RawRow]:
     """One row per line, from where the window stands."""
     while window.peek():
         where = f"{path}:{window.line}"
@@ -186,7 +264,7 @@ def _lines(window: Window, path: Path) -> Iterator[RawRow]:
         yield RawRow(where, None if window.fault else value, window.fault)
 
 
-def _json(window: Window, path: Path) -> Iterator[RawRow]:
+def _json(window: _Window, path: Path) -> Iterator[RawRow]:
     """A list, one object around a list, or one object per line."""
     try:
         if window.peek() == "[":
@@ -197,11 +275,11 @@ def _json(window: Window, path: Path) -> Iterator[RawRow]:
             yield from _lines(window, path)
         if window.peek():
             raise window.broken("Extra data after the end of the JSON value")
-    except Broken as broken:
+    except _Broken as broken:
         yield RawRow(f"{path}:{broken.args[0]}", None, broken.args[1])
 
 
-def _items(window: Window, path: Path) -> Iterator[RawRow]:
+def _items(window: _Window, path: Path) -> Iterator[RawRow]:
     """The items of the list that starts at ``text[at]``, leaving the window behind it."""
     window.advance(window.at + 1)
     more, line = window.peek() != "]", 0
@@ -215,7 +293,7 @@ def _items(window: Window, path: Path) -> Iterator[RawRow]:
         more = _goes_on(window, "]")
 
 
-def _goes_on(window: Window, closing: str) -> bool:
+def _goes_on(window: _Window, closing: str) -> bool:
     """Consume the comma (True) or the closing bracket (False) after an item."""
     mark = window.peek()
     if mark not in (",", closing):
@@ -226,7 +304,7 @@ def _goes_on(window: Window, closing: str) -> bool:
     return mark == ","
 
 
-def _is_one_object(window: Window) -> bool:
+def _is_one_object(window: _Window) -> bool:
     """Whether the file is one object (around a ``data`` list, or spread over lines), not one object per line."""
     if window.peek() != "{":
         return False
@@ -242,7 +320,7 @@ def _is_one_object(window: Window) -> bool:
     return isinstance(value.get("data"), list) and stop == len(line) and not after
 
 
-def _wrapper(window: Window, path: Path) -> Iterator[RawRow]:
+def _wrapper(window: _Window, path: Path) -> Iterator[RawRow]:
     """The items of the object's ``data`` list; its other keys describe the file and are passed over."""
     found, more = False, True
     window.advance(window.at + 1)

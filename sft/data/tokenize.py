@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -141,19 +142,17 @@ class RowEncoder:
 
     def encode_text(self, rendered: Rendered) -> tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]]:
         """The text with stand-ins, its spans in the new positions, and the positions of the stand-ins."""
-        text, out, last, shift = rendered.text, [], 0, 0
+        text, out = rendered.text, []
         marks: list[int] = []
-        moves: list[tuple[int, int]] = []
+        ends, shifts = [0], [0]  # behind each special token, what its stand-in and those before it are shorter by
         for start, end in rendered.specials:
-            out += [text[last:start], self._names[text[start:end]]]
-            marks.append(start - shift)
-            shift += end - start - 1
-            moves.append((end, shift))
-            last = end
-        out.append(text[last:])
-        if not moves:
-            return text, rendered.spans, ()
-        return "".join(out), tuple((_move(a, moves), _move(b, moves)) for a, b in rendered.spans), tuple(marks)
+            out += [text[ends[-1] : start], self._names[text[start:end]]]
+            marks.append(start - shifts[-1])
+            shifts.append(shifts[-1] + end - start - 1)
+            ends.append(end)
+        out.append(text[ends[-1] :])
+        spans = tuple((_moved(a, ends, shifts), _moved(b, ends, shifts)) for a, b in rendered.spans)
+        return "".join(out), spans, tuple(marks)
 
     def ids_of(self, rendered: Rendered) -> list[int]:
         """Token ids of one rendered text (prompts, served requests)."""
@@ -308,13 +307,8 @@ _CURE = (
 )
 
 
-def _move(position: int, moves: list[tuple[int, int]]) -> int:
-    shift = 0
-    for end, total in moves:
-        if end > position:
-            break
-        shift = total
-    return position - shift
+def _moved(position: int, ends: list[int], shifts: list[int]) -> int:
+    return position - shifts[bisect_right(ends, position) - 1]
 
 
 def _token_bounds(encoding: Encoding, text: str, start: int, end: int) -> tuple[int, int]:

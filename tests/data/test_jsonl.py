@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data import jsonl
+from sft.data import chunks, jsonl
 from sft.data.jsonl import RawRow, read_rows, write_jsonl_atomic
 from sft.errors import DataError
 
@@ -83,7 +83,7 @@ def test_every_layout_reads_back_identical(
     name, render = LAYOUTS[layout]
     path = _write(tmp_path_factory.mktemp("rows") / name, render(rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "_CHUNK", chunk)
+        patch.setattr(chunks, "_CHUNK", chunk)
         read = list(read_rows(path))
     assert [row.error for row in read] == [None] * len(rows)
     assert [row.value for row in read] == rows
@@ -204,7 +204,7 @@ def test_faults_inside_an_item_do_not_end_a_list(tmp_path: Path) -> None:
 def test_a_broken_list_says_where_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, tail: str, line: int, error: str
 ) -> None:
-    monkeypatch.setattr(jsonl, "_CHUNK", chunk)
+    monkeypatch.setattr(chunks, "_CHUNK", chunk)
     path = _write(tmp_path / "rows.json", '[\n{"a": 1},\n' + tail)
     read = list(read_rows(path))
     assert read[0] == RawRow(f"{path}:2", {"a": 1})
