@@ -294,15 +294,15 @@ def test_legacy_completions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cap", "spent"),
     [
-        ({"max_money": 0.13}, lambda spent: (spent.money + spent.lost_money) / UNIT / 0.13),
-        ({"max_tokens": 80_000}, lambda spent: (spent.tokens + spent.lost_tokens) / 80_000),
+        ({"max_money": 0.026}, lambda spent: (spent.money + spent.lost_money) / UNIT / 0.026),
+        ({"max_tokens": 21_000}, lambda spent: (spent.tokens + spent.lost_tokens) / 21_000),
         ({"max_requests": 300}, lambda spent: (spent.requests + spent.lost_requests) / 300),
     ],
 )
 def test_256_at_once_do_not_overshoot_the_cap(tmp_path: Path, cap: dict[str, float], spent: Callable[[Any], float]) -> None:
     async def use(bench: Bench) -> float:
         with pytest.raises(BudgetReached, match=rf"the budget is reached: budget\.{next(iter(cap))} is "):
-            await complete_all(bench.teacher, asked(4000))
+            await complete_all(bench.teacher, asked(2000, max_tokens=20))
         assert bench.server.stats.peak > 200
         # What the server did, by its own count of answers given and answers lost, is within what we say was spent.
         did = bench.server.stats.paid.total() + bench.server.stats.lost.total()
@@ -317,7 +317,7 @@ def test_256_at_once_do_not_overshoot_the_cap(tmp_path: Path, cap: dict[str, flo
 
     async def nothing(bench: Bench) -> None:  # a second process starts where the first one stopped
         with pytest.raises(BudgetReached):
-            await complete_all(bench.teacher, asked(50, first=5000, max_tokens=4000))
+            await complete_all(bench.teacher, asked(50, first=5000, max_tokens=9000))
         assert bench.server.stats.requests == 0 or "max_requests" not in cap
 
     bench(tmp_path, FaultServer(), nothing, budget=cap, concurrency=256)
