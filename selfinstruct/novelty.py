@@ -62,7 +62,7 @@ class NoveltyIndex:
         self._vocabulary: dict[str, int] = {}
         self._flat = np.zeros(1 << 12, np.int32)
         self._starts = np.zeros(1 << 9, np.int64)
-        self._sigs = np.zeros(1 << 9, np.uint64)
+        self._sigs = np.zeros((2, 1 << 9), np.uint64)
         self._heads = np.zeros((1 << 10, 2), np.int64)
         self._masks = np.zeros(1 << 10, np.uint64)
         self._arena = np.zeros(1 << 12, np.uint64)
@@ -98,7 +98,7 @@ class NoveltyIndex:
     def neighbours(self, text: str, k: int = 10) -> list[Neighbour]:
         """The ``k`` rows of highest F, highest first and older rows first among equals; rows that share nothing are left out."""
         if len(self._bounds) < len(self._ids):
-            self._bounds = self._np.zeros(len(self._sigs), self._np.uint8)
+            self._bounds = self._np.zeros(len(self._starts), self._np.uint8)
         rows, scores = self._np.zeros(k, self._np.int64), self._np.zeros(k)
         query = self._query(tokens(text))
         found = 0
@@ -153,7 +153,9 @@ class NoveltyIndex:
             self._flat = self._grown(self._flat, used)
         if rows >= len(self._starts):
             self._starts = self._grown(self._starts, rows + 1)
-            self._sigs = self._grown(self._sigs, rows + 1)
+            sigs, held = self._np.zeros((2, len(self._starts)), self._np.uint64), self._sigs.shape[1]
+            sigs[:, :held] = self._sigs
+            self._sigs = sigs
         if len(self._vocabulary) > len(self._masks):
             self._heads = self._grown(self._heads, len(self._vocabulary))
             self._masks = self._grown(self._masks, len(self._vocabulary))

@@ -4,7 +4,7 @@ A pool of token lists, as flat arrays that the caller owns and grows::
 
     flat    int32[used]        tokens of row 0, row 1, ...
     starts  int64[rows + 1]    row r is flat[starts[r]:starts[r + 1]]
-    sigs    uint64[rows]       one bit of 64 per token of the row
+    sigs    uint64[2, rows]    one bit of 64 per token of the row, by two hashes
     heads   int64[tokens, 2]   where a token's postings start in the arena, and how many there are
     arena   uint64[...]        postings: row (32 bits) | its length, at most 255 (8) | a second signature (24)
     free    int64[64]          heads of the lists of free blocks, by power of two; free[63] is the used part of the arena
@@ -48,11 +48,17 @@ def _popcount(typing_context: Any, value: Any) -> Any:
 
 
 @_compiled
-def _bits(token: int) -> tuple[np.uint64, np.uint64]:
-    """A token's bit in the 64-bit signature and in the 24-bit one."""
+def _bits(token: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """A token's bit in the two signatures of 64 bits, and in the one of 24."""
     mixed = np.uint64(token + 1) * _GOLDEN
     small = ((mixed >> np.uint64(26)) & np.uint64(0xFFFF)) * np.uint64(24) >> np.uint64(16)
-    return _ONE << (mixed >> np.uint64(58)), _ONE << small
+    return _ONE << (mixed >> np.uint64(58)), _ONE << ((mixed >> np.uint64(48)) & np.uint64(63)), _ONE << small
+
+
+@_compiled
+def _common(known: int, n: int, sig: np.uint64, other: np.uint64) -> tuple[int, int]:
+    """Most tokens that a query and a row of ``n`` can have in common, for what the one lacks and for what the other lacks."""
+    return known - _int64(_popcount(sig & ~other)), n - _int64(_popcount(other & ~sig))
 
 
 @_compiled
@@ -99,14 +105,14 @@ def _lcs(flat: Any, low: int, high: int, masks: Any, table: Any, state: Any) -> 
 
 
 @_compiled
-def _open(ids: Any, masks: Any, distinct: Any, counts: Any) -> tuple[int, int, np.uint64, np.uint64, Any, Any]:
+def _open(ids: Any, masks: Any, distinct: Any, counts: Any) -> tuple[int, int, np.uint64, np.uint64, np.uint64, Any, Any]:
     """Enter a query into ``masks``: (distinct tokens, known tokens, signatures, table and state for :func:`_lcs`). -1 is a token of no row."""
     m = ids.shape[0]
     words = max(1, (m + 63) // 64)
     state = np.empty(words, np.uint64)
     table = np.zeros((m if words > 1 else 1, words), np.uint64)
     d, known = 0, 0
-    sig, small = np.uint64(0), np.uint64(0)
+    sig, sig2, small = np.uint64(0), np.uint64(0), np.uint64(0)
     for i in range(m):
         token = ids[i]
         if token < 0:
@@ -115,9 +121,10 @@ def _open(ids: Any, masks: Any, distinct: Any, counts: Any) -> tuple[int, int, n
         if masks[token] == 0:
             distinct[d], counts[d] = token, 0
             d += 1
-            a, b = _bits(token)
+            a, b, c = _bits(token)
             sig |= a
-            small |= b
+            sig2 |= b
+            small |= c
             if words > 1:
                 masks[token] = np.uint64(d)
         if words > 1:
@@ -130,7 +137,7 @@ def _open(ids: Any, masks: Any, distinct: Any, counts: Any) -> tuple[int, int, n
                 counts[j] += _int64(_popcount(table[j, w]))
         else:
             counts[j] = _int64(_popcount(masks[distinct[j]]))
-    return d, known, sig, small, table, state
+    return d, known, sig, sig2, small, table, state
 
 
 @_compiled
@@ -145,7 +152,7 @@ def find(
     """
     m = ids.shape[0]
     distinct, counts = np.empty(m, np.int32), np.empty(m, np.int32)
-    d, known, sig, small, table, state = _open(ids, masks, distinct, counts)
+    d, known, sig, sig2, small, table, state = _open(ids, masks, distinct, counts)
     for j in range(1, d):  # insertion sort by frequency in the pool
         token, count, size = distinct[j], counts[j], heads[distinct[j], 1]
         i = j - 1
@@ -176,10 +183,11 @@ def find(
                 if min(a, b) < need[n]:
                     continue
             row = _int64(posting >> np.uint64(32))
-            other = sigs[row]
             n = starts[row + 1] - starts[row]
-            a = min(rest, known - _int64(_popcount(sig & ~other)))
-            b = n - _int64(_popcount(other & ~sig))
+            a, b = _common(known, n, sig, sigs[0, row])
+            c, e = _common(known, n, sig2, sigs[1, row])
+            a = min(rest, a, c)
+            b = min(b, e)
             if 2 * min(a, b) < threshold * (m + n) - 2 * _EPSILON:
                 continue
             score = _f_measure(_lcs(flat, starts[row], starts[row + 1], masks, table, state), m, n)
@@ -204,14 +212,15 @@ def add(ids: Any, rows: int, flat: Any, starts: Any, sigs: Any, heads: Any, aren
     if missing > 0:
         return missing
     length = ids.shape[0]
-    sig, small = np.uint64(0), np.uint64(0)
+    sig, sig2, small = np.uint64(0), np.uint64(0), np.uint64(0)
     for i in range(length):
-        a, b = _bits(ids[i])
+        a, b, c = _bits(ids[i])
         sig |= a
-        small |= b
+        sig2 |= b
+        small |= c
         flat[starts[rows] + i] = ids[i]
     starts[rows + 1] = starts[rows] + length
-    sigs[rows] = sig
+    sigs[0, rows], sigs[1, rows] = sig, sig2
     posting = (np.uint64(rows) << np.uint64(32)) | (np.uint64(min(length, 255)) << np.uint64(24)) | small
     for i in range(length):
         token = ids[i]
@@ -257,6 +266,18 @@ def add_all(rows: int, flat: Any, starts: Any, sigs: Any, heads: Any, arena: Any
 
 
 @_compiled
+def _bound(rows: int, m: int, known: int, sig: np.uint64, starts: Any, sigs: Any, bounds: Any) -> None:
+    """Above 240 times each row's F, at most 241; 32-bit throughout, so that the loop runs on vectors."""
+    for row in range(rows):
+        n = np.int32(starts[row + 1] - starts[row])
+        other = sigs[row]
+        a = np.int32(known) - np.int32(_popcount(sig & ~other))
+        b = n - np.int32(_popcount(other & ~sig))
+        common = np.int32(480) * max(np.int32(0), min(a, b))
+        bounds[row] = np.uint8(np.int32(np.float32(common) / np.float32(np.int32(m) + n)) + np.int32(1))
+
+
+@_compiled
 def nearest(
     ids: Any, rows: int, flat: Any, starts: Any, sigs: Any, masks: Any, bounds: Any, best_rows: Any, best_scores: Any
 ) -> int:
@@ -267,30 +288,30 @@ def nearest(
     """
     m, k = ids.shape[0], best_rows.shape[0]
     distinct, counts = np.empty(m, np.int32), np.empty(m, np.int32)
-    d, known, sig, _, table, state = _open(ids, masks, distinct, counts)
+    d, known, sig, sig2, _, table, state = _open(ids, masks, distinct, counts)
+    _bound(rows, m, known, sig, starts, sigs[0], bounds)
     histogram = np.zeros(256, np.int64)
     for row in range(rows):
-        n = starts[row + 1] - starts[row]
-        other = sigs[row]
-        a = known - _int64(_popcount(sig & ~other))
-        b = n - _int64(_popcount(other & ~sig))
-        bound = np.int32(np.float32(480 * max(0, min(a, b))) / np.float32(m + n)) + 1
-        bounds[row] = bound
-        histogram[bound] += 1
+        histogram[bounds[row]] += 1
     cut, above = 242, 0
     while cut > 1 and above < 4 * k:
         cut -= 1
         above += histogram[cut]
     filled = 0
     for turn in range(2):
-        floor = cut if turn == 0 else 1
+        floor, least = (cut, 0.0) if turn == 0 else (1, 0.0)
         if turn == 1 and filled == k:
-            floor = _int64(240 * best_scores[k - 1] - 1e-3) + 1
+            least = 240 * best_scores[k - 1] - 1e-3
+            floor = _int64(least) + 1
         for row in range(rows):
             bound = bounds[row]
             if bound < floor or (turn == 1 and bound >= cut):
                 continue
             low, high = starts[row], starts[row + 1]
+            if turn == 1:
+                a, b = _common(known, high - low, sig2, sigs[1, row])
+                if 480 * min(a, b) < least * (m + high - low):
+                    continue
             score = _f_measure(_lcs(flat, low, high, masks, table, state), m, high - low)
             if score <= 0.0:
                 continue
@@ -306,7 +327,8 @@ def nearest(
                 i -= 1
             best_scores[i], best_rows[i] = score, row
             if filled == k and turn == 1:
-                floor = _int64(240 * best_scores[k - 1] - 1e-3) + 1
+                least = 240 * best_scores[k - 1] - 1e-3
+                floor = _int64(least) + 1
     for j in range(d):
         masks[distinct[j]] = 0
     return filled
@@ -317,7 +339,7 @@ def score_all(ids: Any, rows: int, flat: Any, starts: Any, masks: Any, scores: A
     """F of the query with every row, into ``scores``."""
     m = ids.shape[0]
     distinct, counts = np.empty(m, np.int32), np.empty(m, np.int32)
-    d, _, _, _, table, state = _open(ids, masks, distinct, counts)
+    d, _, _, _, _, table, state = _open(ids, masks, distinct, counts)
     for row in range(rows):
         low, high = starts[row], starts[row + 1]
         scores[row] = _f_measure(_lcs(flat, low, high, masks, table, state), m, high - low) if high > low else 0.0

@@ -206,7 +206,7 @@ def chat(
 def eval_(
     recipe: RecipePath,
     model: Annotated[
-        Path | None, typer.Option("--model", help="Folder to evaluate; default: the recipe's finished run.")
+        Path | None, typer.Option("--model", help="Model, adapter or run directory; default: the recipe's finished run.")
     ] = None,
     set_: Set = None,
 ) -> None:

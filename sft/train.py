@@ -120,6 +120,8 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dic
             seed=recipe.train.seed,
         )
     about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
+    if loaded.commit is not None:  # a branch may move between a run and its resumption
+        about["identity"]["recipe"]["model.commit"] = loaded.commit
     if start is not None:
         manifest.refuse_changes(start, about["identity"])
     if ranks.main:
@@ -363,7 +365,7 @@ def merge_run(
     card = {
         "name": run_dir.name,
         "base": recipe.model.name_or_path or "scratch",
-        "revision": recipe.model.revision,
+        "revision": about["identity"]["recipe"].get("model.commit") or recipe.model.revision,
         "method": "full" if recipe.lora is None else "lora",
         "versions": about["versions"],
         "data": about["identity"]["data"],

@@ -10,7 +10,7 @@ action         when                                                             
 ``rename``     ``max_tokens`` unknown, ``max_completion_tokens`` wanted           ask again under the newer name
 ``plain``      the JSON schema (``response_format``) is refused                   ask again without it, from now on
 ``give_up``    content filter, any other 400, 413 and 422                         a ``Failure`` for this request
-``stop``       401, 402, 403, 404, 405, quota or credit used up                   the run stops at once
+``stop``       401, 402, 403, 404, 405, 3xx, quota or credit used up                  the run stops at once
 =============  =================================================================  =======================================
 """
 
@@ -91,7 +91,7 @@ def classify(status: int, body: object, headers: Mapping[str, str], *, now: floa
     """The fault that an HTTP error is.
 
     Args:
-        status: HTTP status, 400 or above.
+        status: HTTP status other than success.
         body: the ``error`` object of the answer, or any other JSON value or text.
         headers: names in lower case.
         now: Unix time in seconds, for a Retry-After that is a date.
@@ -104,6 +104,8 @@ def classify(status: int, body: object, headers: Mapping[str, str], *, now: floa
     limits = {name: value for name, value in headers.items() if name.startswith("x-ratelimit-")}
     if any(mark in (code, kind) for mark in _QUOTA) or status == 402:
         return CallFault("stop", "insufficient_quota", message)
+    if status < 400:
+        return CallFault("stop", "redirected", f"HTTP {status}: the address leads elsewhere; write the final one into base_url")
     if status in _STOP_STATUS:
         return CallFault("stop", _STOP_STATUS[status], message)
     if status == 429:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Bump when the bytes that preparation writes would change for the same inputs.
-CODE_VERSION = 2
+CODE_VERSION = 3
 _BATCH = 512
 
 

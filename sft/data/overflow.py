@@ -77,7 +77,7 @@ def fit(
     splits: dict[int, _Splitting] = {}
     for i, (row, conversation) in enumerate(zip(rows, conversations, strict=True)):
         long = isinstance(row, Traced) and len(row.row.ids) > max_length
-        if isinstance(row, Traced) and long and overflow == "split" and len(row.row.turns) > 1:
+        if isinstance(row, Traced) and long and overflow == "split" and len(exchanges(conversation)[1]) > 1:
             splits[i] = _split(row, conversation, encoder, max_length)
             outcomes.append(None)
         else:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -232,48 +233,78 @@ def check_isolation(model: nn.Module, vocab_size: int, *, tolerance: float, seed
     Two documents run in one row. Changing every token of the first must not change the second (``leak``), and the second must come
     out as it does alone (``alone``: restarted positions, right borders). A leaking backend gives errors near 1.
 
+    Equal shapes take equal kernels, so ``leak`` is 0 wherever running the same row twice gives the same bits: it is held to twice
+    that difference, in every type. Only ``alone`` compares rows of different lengths, which round differently.
+
+    bitsandbytes' int8 layers have a path of their own between rows: an outlier in one row moves its column out of int8 for all
+    rows of the batch. It is shut while the backend is measured, and then measured by itself (``int8_outliers``): a rounding
+    that depends on what else is in the batch, padded or flat, and no sight of other documents.
+
     Args:
         model: in the state and on the device that training will use.
         vocab_size: tokens are drawn below this.
-        tolerance: largest allowed deviation, relative to the largest logit.
+        tolerance: largest allowed ``alone``, relative to the largest logit.
+        seed: draws the tokens.
 
     Returns:
-        ``{"leak": ..., "alone": ...}``, relative to the largest logit.
+        ``{"leak": ..., "alone": ...}`` and, for an int8 base, ``int8_outliers``, relative to the largest logit.
 
     Raises:
         IsolationError: with both figures and what to change.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    device = next(model.parameters()).device
     first, other, second = (rng.integers(0, vocab_size, n).astype(np.int32) for n in (13, 13, 19))
-
-    def logits_of(*documents: Any) -> Tensor:
-        rows = [(ids, np.ones(len(ids), dtype=np.bool_)) for ids in documents]
-        batch = flat_batch(rows, 1, documents=3)
-        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        for key in ("predict_at", "targets", "step_tokens"):
-            inputs.pop(key)
-        return model(**inputs, use_cache=False).logits[0, -len(second) :].float()
-
     training = model.training
     model.eval()
     try:
-        here, changed, alone = logits_of(first, second), logits_of(other, second), logits_of(second)
+        with _without_outliers(model) as quantised:
+            here, again = (_last_logits(model, (first, second)) for _ in range(2))
+            changed, alone = _last_logits(model, (other, second)), _last_logits(model, (second,))
+        scale = float(here.abs().max().clamp(min=1e-6))
+        noise = float((here - again).abs().max()) / scale
+        found = {"leak": float((here - changed).abs().max()) / scale, "alone": float((here - alone).abs().max()) / scale}
+        if quantised:
+            mixed = _last_logits(model, (first, second)) - _last_logits(model, (other, second))
+            found["int8_outliers"] = float(mixed.abs().max()) / scale
     finally:
         model.train(training)
-    scale = float(here.abs().max().clamp(min=1e-6))
-    found = {"leak": float((here - changed).abs().max()) / scale, "alone": float((here - alone).abs().max()) / scale}
-    if not all(value <= tolerance for value in found.values()):
+    if not (found["leak"] <= 2 * noise and found["alone"] <= tolerance):
         raise IsolationError(
-            f"documents of one flat row see each other (leak {found['leak']:.1e}, against alone {found['alone']:.1e}, "
-            f"allowed {tolerance:.0e} of the largest logit): {type(model).__name__} ignores the document borders; "
-            "set train.batching: padded"
+            f"documents of one flat row see each other (leak {found['leak']:.1e}, allowed {2 * noise:.0e}; against alone "
+            f"{found['alone']:.1e}, allowed {tolerance:.0e} of the largest logit): {type(model).__name__} ignores the document "
+            "borders; set train.batching: padded"
         )
     return found
 
 
+def _last_logits(model: nn.Module, documents: Sequence[Any]) -> Tensor:
+    """Float32 logits of the last document of one flat row, ``[T, V]``."""
+    device = next(model.parameters()).device
+    batch = flat_batch([(ids, np.ones(len(ids), dtype=np.bool_)) for ids in documents], 1, documents=3)
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    for key in ("predict_at", "targets", "step_tokens"):
+        inputs.pop(key)
+    return model(**inputs, use_cache=False).logits[0, -len(documents[-1]) :].float()
+
+
+@contextmanager
+def _without_outliers(model: nn.Module) -> Iterator[bool]:
+    """bitsandbytes' int8 layers without outlier detection (``llm_int8_threshold``) for a while. Yields whether there are any."""
+    states = [m.state for m in model.modules() if hasattr(getattr(m, "state", None), "threshold")]
+    before = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield bool(states)
+    finally:
+        for state, threshold in zip(states, before, strict=True):
+            state.threshold = threshold
+
+
 def isolation_tolerance(dtype: torch.dtype, quantization: str) -> float:
-    """How far rounding alone may move a logit: int8 rounds by the largest values of the whole row."""
-    if quantization == "int8":
-        return 0.2
-    return {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}[dtype]
+    """How far rounding alone may move a logit between rows of different lengths, relative to the largest one.
+
+    An int8 layer turns the last bit of a float into a step of 1/127 of the row's largest value, now and then.
+    """
+    least = 3e-2 if quantization == "int8" else 0.0
+    return max({torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}[dtype], least)

@@ -29,12 +29,14 @@ class Loaded:
         repairs: what was changed, one sentence each.
         new_rows: embedding rows that the base model did not have; they need training.
         attention: implementation in use.
+        commit: of the Hub, resolved from the recipe's revision; None for a folder or a scratch model.
     """
 
     model: PreTrainedModel
     repairs: list[str]
     new_rows: tuple[int, ...]
     attention: str
+    commit: str | None = None
 
 
 def device_for_run() -> torch.device:
@@ -174,7 +176,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
             model = model.to(device)
     repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of)
     model.config.use_cache = False
-    return Loaded(model, repairs, new_rows, attention)
+    return Loaded(model, repairs, new_rows, attention, getattr(config, "_commit_hash", None))
 
 
 def fit_embedding(

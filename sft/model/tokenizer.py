@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft.data.template import ChatTemplate, load_template
 from sft.errors import TokenizerError
@@ -32,8 +32,11 @@ _PROBES = (
 )
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(section: ModelSection) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """Load a tokenizer by the native classes of transformers.
+
+    Returns:
+        The tokenizer, and what was mended in it, one sentence each.
 
     Raises:
         TokenizerError: not loadable without code from the checkpoint, without a Rust backend, or different from sentencepiece.
@@ -45,28 +48,40 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(section.name_or_path, revision=section.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise TokenizerError(
-            f"model.name_or_path: no tokenizer can be loaded from {section.name_or_path!r}: {_first_line(error)}"
+            f"model.name_or_path: no tokenizer can be loaded from {section.name_or_path!r}: {_first_line(error)}{_hint(error)}"
         ) from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{section.name_or_path}: {type(tokenizer).__name__} has no tokenizer.json form; convert it first")
-    _check_against_sentencepiece(tokenizer)
-    return tokenizer
+    return _held_to_sentencepiece(tokenizer)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _check_against_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer rebuilt from ``tokenizer.model`` alone must agree with sentencepiece itself.
+def _hint(error: BaseException) -> str:
+    """transformers names tiktoken where it means that sentencepiece or protobuf is missing."""
+    named = any(name in str(error).lower() for name in ("tiktoken", "sentencepiece", "protobuf"))
+    return "; a checkpoint with only a tokenizer.model needs: pip install sentencepiece protobuf" if named else ""
 
-    transformers 5.23 rebuilds the merges of LLaMA-type models without their scores, which changes the ids of most code.
+
+def _held_to_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """A tokenizer that was rebuilt from ``tokenizer.model`` alone, made to agree with sentencepiece itself.
+
+    transformers 5 rebuilds LLaMA-type models without the prefix space before text that begins with a space; the two normalisers of
+    LLaMA's own tokenizer.json put it back. Other differences (pieces read as merges, merges in another order) are refused.
+
+    Returns:
+        The tokenizer, and what was mended.
+
+    Raises:
+        TokenizerError: with the first probe that still differs.
     """
     model_file = getattr(tokenizer, "vocab_file", None)
     if not model_file or not str(model_file).endswith(".model") or not Path(model_file).is_file():
-        return
+        return tokenizer, []
     if (Path(model_file).parent / "tokenizer.json").is_file():
-        return
+        return tokenizer, []
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
@@ -74,14 +89,42 @@ def _check_against_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
             f"{model_file}: only a sentencepiece model and no tokenizer.json; install sentencepiece so that it can be checked"
         ) from None
     reference = SentencePieceProcessor(model_file=str(model_file))
-    for text in _PROBES:
-        ours = tokenizer(text, add_special_tokens=False)["input_ids"]
-        theirs = reference.encode(text)
-        if ours != theirs:
-            raise TokenizerError(
-                f"{model_file}: transformers rebuilds this tokenizer wrongly: {text!r} gives {ours[:12]}, sentencepiece {theirs[:12]}; "
-                "put the tokenizer.json of the checkpoint beside it"
-            )
+
+    def differing(loaded: PreTrainedTokenizerBase) -> tuple[str, list[int], list[int]] | None:
+        pairs = ((text, loaded(text, add_special_tokens=False)["input_ids"], reference.encode(text)) for text in _PROBES)
+        return next(((text, ours, theirs) for text, ours, theirs in pairs if ours != theirs), None)
+
+    if differing(tokenizer) is None:
+        return tokenizer, []
+    mended = _with_prefix_space(tokenizer)
+    found = differing(mended)
+    if found is not None:
+        text, ours, theirs = found
+        raise TokenizerError(
+            f"{model_file}: transformers rebuilds this tokenizer wrongly: {text!r} gives {ours[:12]}, sentencepiece {theirs[:12]}; "
+            "put the tokenizer.json of the checkpoint beside it"
+        )
+    return mended, [
+        "tokenizer.model was rebuilt without the prefix space before leading spaces: put back, as sentencepiece has it"
+    ]
+
+
+def _with_prefix_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that prepends ``▁`` to every text, as a plain tokenizer.json: the LLaMA class would undo it when loaded again."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace) and backend.normalizer is None:
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")},
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Sequence[str] = ()) -> PreTrainedTokenizerBase:
@@ -193,10 +236,10 @@ def tokenizer_for(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatTemplate
         template = load_template(recipe.template.name, system=recipe.template.system)
         tokenizer = train_tokenizer(conversation_texts(recipe), section.scratch.vocab_size, template.tokens)
         return tokenizer, template, []
-    tokenizer = load_tokenizer(section)
+    tokenizer, mended = load_tokenizer(section)
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
     template = load_template(recipe.template.name, system=recipe.template.system, tokenizer_source=own)
-    return tokenizer, template, repair_tokens(tokenizer, template, _config_eos(section))
+    return tokenizer, template, [*mended, *repair_tokens(tokenizer, template, _config_eos(section))]
 
 
 def _config_eos(section: ModelSection) -> int | None:

@@ -13,7 +13,9 @@ from sft.data.conversation import Conversation, Turn
 from sft.data.template import RenderRefused, load_template
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError, ModelError, TemplateError
-from sft.model.load import device_for_run, load_model
+from sft.model.load import device_for_run
+from sft.recipe import load_recipe
+from sft.run.finished import adapter_on_base
 from sft.run.generate import Sampling, answer
 from sft.run.screen import printable
 
@@ -69,16 +71,11 @@ def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, R
 
 
 def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
-    """The adapter on the base that it was trained on: the recipe's revision, position scaling and quantisation."""
-    from sft.model.adapters import open_adapter
-    from sft.recipe import load_recipe
-
     recipe, _ = load_recipe(run)
-    section, changes = recipe.model, {"attention": "sdpa"}
+    section = recipe.model
     if section.quantization == "none":  # a quantised base keeps its types: it is then what was trained, and fits where it did
-        changes |= {"dtype": section.compute_dtype or section.dtype}
-    plain = {"model": section.model_copy(update=changes), "train": recipe.train.model_copy(update={"batching": "padded"})}
-    return open_adapter(load_model(recipe.model_copy(update=plain), tokenizer, device).model, tokenizer, adapter).eval()
+        section = section.model_copy(update={"dtype": section.compute_dtype or section.dtype})
+    return adapter_on_base(recipe.model_copy(update={"model": section}), adapter, tokenizer, device)
 
 
 def talk(name: str, *, message: str | None, system: str | None, temperature: float, max_tokens: int) -> None:

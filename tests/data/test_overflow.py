@@ -103,6 +103,15 @@ def test_parts_that_drop_and_rows_that_leave_nothing(chatml: RowEncoder) -> None
     assert drops.examples["nothing_trained"][0].id == "row"
 
 
+def test_one_exchange_of_several_answers_is_cut_not_split(chatml: RowEncoder) -> None:
+    turns = (Turn("user", "q"), Turn("assistant", "look"), Turn("tool", "found"), Turn("assistant", "done " * 9))
+    conversation = Conversation("row", turns, "source")
+    limit = size(chatml, conversation) - 4
+    rows, drops = bring(conversation, chatml, limit, "split")
+    assert [(row.id, len(row.ids)) for row in rows] == [("row", limit)]
+    assert dict(drops.changed) == {"truncated": 1}
+
+
 def test_only_last_templates_refuse_other_policies() -> None:
     for policy in ("assistant", "all"):
         with pytest.raises(TokenizerError, match="train_on: last"):
@@ -220,7 +229,7 @@ def test_splitting_is_what_it_is_defined_to_be(
 ) -> None:
     encoder = encoder_of(template, tokenizer, policy)
     (whole,) = encoder.trace([conversation])
-    if isinstance(whole, Drop) or len(whole.row.turns) < 2:
+    if isinstance(whole, Drop):
         return
     limit, drops = max(1, round(share * (len(whole.row.ids) - 1))), Drops()
     (parts,) = fit([whole], [conversation], encoder, limit, "split", drops)

@@ -27,6 +27,7 @@ RENAMED = "Unsupported parameter: 'max_tokens' is not supported with this model.
         (403, {"message": "no"}, "stop", "forbidden"),
         (404, {"message": "The model `x` does not exist", "code": "model_not_found"}, "stop", "not_found"),
         (405, {}, "stop", "not_allowed"),
+        (307, {}, "stop", "redirected"),
         (408, {}, "retry", "http_408"),
         (409, {}, "retry", "http_409"),
         (500, {"message": "oops"}, "retry", "http_500"),
