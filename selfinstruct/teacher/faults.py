@@ -10,7 +10,7 @@ action         when                                                             
 ``rename``     ``max_tokens`` unknown, ``max_completion_tokens`` wanted           ask again under the newer name
 ``plain``      the JSON schema (``response_format``) is refused                   ask again without it, from now on
 ``give_up``    content filter, any other 400, 413 and 422                         a ``Failure`` for this request
-``stop``       401, 402, 403, 404, 405, 3xx, quota or credit used up                  the run stops at once
+``stop``       401, 402, 403, 404, 405, 3xx, quota or credit used up              the run stops at once
 =============  =================================================================  =======================================
 """
 
