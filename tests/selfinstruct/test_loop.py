@@ -21,7 +21,7 @@ from selfinstruct.store import Run, Store, Tally
 from selfinstruct.strategies.base import Reply
 from selfinstruct.teacher.faults import BudgetReached
 from selfinstruct.teacher.ledger import Entry, Ledger
-from sft.errors import DataError, TeacherError
+from sft.errors import DataError
 from tests.selfinstruct.teachers import Synthetic, completion, write_recipe
 
 CLASSIC = {
@@ -59,21 +59,24 @@ class Paying(Desk):
     async def ask(self, requests: Sequence[Request]) -> list[Reply]:
         from selfinstruct.teacher.dispatch import complete_all
 
-        missing = [request for request in requests if request.id not in self.ledger]
+        kept = _Kept(self.payee)
         try:
-            await complete_all(_Writing(self.ledger, self.payee), missing)
-        except TeacherError:
-            raise
+            await complete_all(kept, [request for request in requests if request.id not in self.ledger])
+        finally:
+            self.ledger.put_many(kept.entries)  # one sync for all
         return await self.held(requests)
 
 
-class _Writing:
-    def __init__(self, ledger: Ledger, inner: Synthetic) -> None:
-        self.ledger, self.inner, self.width = ledger, inner, inner.width
+class _Kept:
+    """Remembers what was answered, in the order in which it was."""
+
+    def __init__(self, inner: Synthetic) -> None:
+        self.inner, self.width = inner, inner.width
+        self.entries: list[Entry] = []
 
     async def complete(self, request: Request) -> Completion:
         found = await self.inner.complete(request)
-        self.ledger.put_many([Entry(request, found)])
+        self.entries.append(Entry(request, found))
         return found
 
 

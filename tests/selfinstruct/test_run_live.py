@@ -129,6 +129,27 @@ def test_a_missing_key_is_refused_before_anything_is_asked(tmp_path: Path, monke
         run(live(tmp_path, "http://127.0.0.1:1/v1"), QUIET, report=False)
 
 
+def test_the_batch_api_gives_the_same_rows(tmp_path: Path, serve: Any) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    _, url = serve()
+    run(live(tmp_path / "a", url), QUIET, report=False)
+    batched, url = serve()
+    done = run(live(tmp_path / "b", url, "teacher.batch={enabled: true, poll: 0.01}"), QUIET, report=False)
+    assert batched.batches
+    whole, half = (json.loads((tmp_path / name / "run/run.json").read_text())["cost"]["money"] for name in ("a", "b"))
+    assert half == pytest.approx(whole / 2)
+    assert done.facts["usage"]["requests"] == batched.stats.to_json()["paid"]
+    rows = [
+        [
+            (row["id"], row["instruction"], row["output"])
+            for row in map(json.loads, (tmp_path / name / "run/dataset.jsonl").open())
+        ]
+        for name in ("a", "b")
+    ]
+    assert rows[0] == rows[1]
+
+
 def test_a_run_of_a_live_teacher_replays_without_it(tmp_path: Path, serve: Any) -> None:
     server, url = serve()
     recipe = live(tmp_path, url)
