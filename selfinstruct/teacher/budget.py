@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from selfinstruct.records import Request, Usage
 from selfinstruct.teacher.faults import BudgetReached
 from selfinstruct.teacher.sections import BudgetSection, EndpointSection, PriceSection
-from sft.config import KeyedError
 from sft.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ class Budget:
         max_money: cap in the currency of the prices; None for none.
         max_tokens: cap over prompts and replies.
         max_requests: cap on calls that were, or may have been, charged.
-        prices: model -> price, the dearest of the endpoints. A model without one raises ``KeyedError`` only under ``max_money``.
+        prices: model -> price, the dearest of the endpoints. A model without one is refused only under ``max_money``.
     """
 
     max_money: float | None = None
@@ -157,7 +156,7 @@ class Budget:
         """The most that ``request`` can cost."""
         price = self.price(request.model)
         if self.max_money is not None and not price.known:
-            raise KeyedError("budget.prices", f"the price of {request.model!r} is not known; a cap on money needs it")
+            raise InputError(f"budget.prices: the price of {request.model!r} is not known; a cap on money needs it")
         usage = Usage(most_prompt_tokens(request), request.sampling.max_tokens)
         return Reservation(price.cost(usage), usage.total)
 
