@@ -236,7 +236,8 @@ def measure(options: argparse.Namespace, real: list[str], stream: list[str], mak
     if len(medians) > 1:
         whole = integrate(medians, sizes)
         print(
-            f"  original for the whole stream, EXTRAPOLATED from these medians: {whole:,.0f} s = {whole / 3600:.1f} h; ratio {whole / ours:,.0f}"
+            f"  original for the whole stream, EXTRAPOLATED from these medians: {whole:,.0f} s = {whole / 3600:.1f} h; "
+            f"ratio {whole / ours:,.0f}"
         )
         for size, median in medians.items():
             if size in decided:

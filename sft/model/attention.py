@@ -290,7 +290,7 @@ def _last_logits(model: nn.Module, documents: Sequence[Any]) -> Tensor:
 @contextmanager
 def _without_outliers(model: nn.Module) -> Iterator[bool]:
     """bitsandbytes' int8 layers without outlier detection (``llm_int8_threshold``) for a while. Yields whether there are any."""
-    states = [m.state for m in model.modules() if hasattr(getattr(m, "state", None), "threshold")]
+    states: list[Any] = [m.state for m in model.modules() if hasattr(getattr(m, "state", None), "threshold")]
     before = [state.threshold for state in states]
     for state in states:
         state.threshold = 0.0

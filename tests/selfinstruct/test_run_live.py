@@ -140,13 +140,10 @@ def test_the_batch_api_gives_the_same_rows(tmp_path: Path, serve: Any) -> None:
     whole, half = (json.loads((tmp_path / name / "run/run.json").read_text())["cost"]["money"] for name in ("a", "b"))
     assert half == pytest.approx(whole / 2)
     assert done.facts["usage"]["requests"] == batched.stats.to_json()["paid"]
-    rows = [
-        [
-            (row["id"], row["instruction"], row["output"])
-            for row in map(json.loads, (tmp_path / name / "run/dataset.jsonl").open())
-        ]
-        for name in ("a", "b")
-    ]
+    rows = []
+    for name in ("a", "b"):
+        lines = (tmp_path / name / "run/dataset.jsonl").read_text(encoding="utf-8").splitlines()
+        rows.append([(row["id"], row["instruction"], row["output"]) for row in map(json.loads, lines)])
     assert rows[0] == rows[1]
 
 
