@@ -235,10 +235,8 @@ def measure(options: argparse.Namespace, real: list[str], stream: list[str], mak
     medians = time_original(words, asked, options.processes, {1_000: 12, 5_000: 8, 20_000: 6, 52_000: 5})
     if len(medians) > 1:
         whole = integrate(medians, sizes)
-        print(
-            f"  original for the whole stream, EXTRAPOLATED from these medians: {whole:,.0f} s = {whole / 3600:.1f} h; "
-            f"ratio {whole / ours:,.0f}"
-        )
+        print(f"  original for the whole stream, EXTRAPOLATED from these medians: {whole:,.0f} s = {whole / 3600:.1f} h")
+        print(f"  ratio, extrapolated: {whole / ours:,.0f}")
         for size, median in medians.items():
             if size in decided:
                 print(f"  per candidate at {size:,}: {median / decided[size]:,.0f} times")

@@ -4,7 +4,7 @@ A pool of token lists, as flat arrays that the caller owns and grows::
 
     flat    int32[used]        tokens of row 0, row 1, ...
     starts  int64[rows + 1]    row r is flat[starts[r]:starts[r + 1]]
-    sigs    uint64[2, rows]    one bit of 64 per token of the row, by two hashes
+    sigs    uint64[2, rows]    signatures: one bit of 64 per token of the row, by two hashes
     heads   int64[tokens, 2]   where a token's postings start in the arena, and how many there are
     arena   uint64[...]        postings: row (32 bits) | its length, at most 255 (8) | a second signature (24)
     free    int64[64]          heads of the lists of free blocks, by power of two; free[63] is the used part of the arena
@@ -294,7 +294,7 @@ def nearest(
     for row in range(rows):
         histogram[bounds[row]] += 1
     cut, above = 242, 0
-    while cut > 1 and above < 4 * k:
+    while cut > 1 and above < 20 * k:
         cut -= 1
         above += histogram[cut]
     filled = 0

@@ -201,8 +201,8 @@ def test_adapter_numbers(
         ("chinese_chat_lora", {"template.name": "chinese_vicuna_chat", "template.train_on": "last", "data.holdout": 0}),
         ("smollm2_lora", {"model.name_or_path": "HuggingFaceTB/SmolLM2-135M", "template.name": "chatml"}),
         ("quickstart", {"model.name_or_path": None, "model.scratch.vocab_size": 2048, "template.name": "alpaca_short"}),
-        ("quickstart", {"train.epochs": 12, "train.examples_per_step": 16, "train.learning_rate": 3e-3, "data.holdout": 35}),
-        ("quickstart", {"output.eval_every": 60, "output.save_every": 100, "output.merge": True, "output.sample_tokens": 48}),
+        ("quickstart", {"train.epochs": 12, "train.examples_per_step": 4, "train.learning_rate": 3e-3, "data.holdout": 35}),
+        ("quickstart", {"output.eval_every": 200, "output.save_every": 400, "output.merge": True, "output.sample_tokens": 48}),
     ],
 )
 def test_other_published_choices(name: str, wanted: dict[str, Any]) -> None:
