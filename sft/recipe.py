@@ -48,8 +48,8 @@ class Scratch(Section):
 class RopeScaling(Section):
     """Position scaling, written into the saved configuration."""
 
-    type: Literal["linear", "dynamic", "yarn"] = "linear"
-    """``linear`` divides every position by the factor, as Vicuna 16K does."""
+    type: Literal["linear", "yarn"] = "linear"
+    """``linear`` divides every position by the factor, as Vicuna 16K does. (``dynamic`` depends on the longest row of a batch.)"""
     factor: float = Field(gt=1.0)
     """New context over the old one."""
 

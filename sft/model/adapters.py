@@ -141,6 +141,8 @@ def open_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
 
     from sft.model.load import fit_embedding
 
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: no adapter_model.safetensors here (pickled adapters are not read)")
     fit_embedding(model, tokenizer, 8)
     try:
         return PeftModel.from_pretrained(model, str(folder))

@@ -59,17 +59,18 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     Raises:
         ModelError: not loadable natively, or RoPE scaling for a model without RoPE.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if section.scratch is not None:
         fields: dict[str, Any] = dict(section.scratch.config)
         try:
             return AutoConfig.for_model(str(fields.pop("model_type")), vocab_size=section.scratch.vocab_size, **fields)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"model.scratch.config: {error}") from None
+        except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+            raise ModelError(f"model.scratch.config: {' '.join(str(error).split())}") from None
     try:
         config = AutoConfig.from_pretrained(section.name_or_path, revision=section.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(
             f"model.name_or_path: {section.name_or_path!r} cannot be loaded by transformers itself "
             f"(remote code is never run): {str(error).splitlines()[0] if str(error) else error!r}"
@@ -90,7 +91,7 @@ def _scale_rope(config: PreTrainedConfig, section: ModelSection) -> None:
         )
     old = config.max_position_embeddings
     scaled = {**parameters, "rope_type": section.rope_scaling.type, "factor": section.rope_scaling.factor}
-    if section.rope_scaling.type != "linear":
+    if section.rope_scaling.type == "yarn":
         scaled["original_max_position_embeddings"] = old
     config.rope_parameters = scaled
     config.max_position_embeddings = int(old * section.rope_scaling.factor)
@@ -167,11 +168,14 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
                 dtype=dtype,
                 attn_implementation=attention,
                 trust_remote_code=False,
+                use_safetensors=True,  # a pickle is a program
                 **options,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            first = str(error).splitlines()[0] if str(error) else repr(error)
-            raise ModelError(f"model.name_or_path: {section.name_or_path!r} cannot be loaded: {first}") from None
+            raise ModelError(
+                f"model.name_or_path: {section.name_or_path!r} cannot be loaded (weights are read as safetensors only): "
+                f"{(str(error) or repr(error)).splitlines()[0]}"
+            ) from None
         if not options:
             model = model.to(device)
     repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of)

@@ -56,7 +56,7 @@ def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, R
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if adapter is None:
             model = AutoModelForCausalLM.from_pretrained(
-                where, dtype="auto", attn_implementation="sdpa", trust_remote_code=False
+                where, dtype="auto", attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
             ).to(device)
         else:
             model = _adapter_on_base(Path(where), adapter, tokenizer, device)

@@ -78,7 +78,7 @@ def _load(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -> P
         return adapter_on_base(recipe, folder, tokenizer, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[recipe.model.dtype], attn_implementation="sdpa", trust_remote_code=False
+            folder, dtype=DTYPES[recipe.model.dtype], attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}") from None
