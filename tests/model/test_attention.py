@@ -1,0 +1,216 @@
+"""The backend that is chosen keeps documents apart; one that leaks, however little, is refused before training."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sft.errors import IsolationError, ModelError
+from sft.model import attention
+from sft.model.attention import block_sdpa, check_isolation, choose, isolation_tolerance, register
+from sft.train import run
+from tests.builders import LLAMA, OPT, byte_level, save_tiny, tiny_model
+from tests.runs import tiny_recipe
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HALF, FULL = torch.bfloat16, torch.float32
+VOCAB = 300
+
+
+# -- the choice -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flash_attn", "varlen", "dtype", "device", "chosen"),
+    [
+        (True, True, HALF, CUDA, "vicugna_flash"),
+        (False, True, HALF, CUDA, "vicugna_varlen"),
+        (False, True, torch.float16, CUDA, "vicugna_varlen"),
+        (False, False, HALF, CUDA, "vicugna_sdpa"),
+        (True, True, FULL, CUDA, "vicugna_sdpa"),
+        (True, True, HALF, CPU, "vicugna_sdpa"),
+    ],
+)
+def test_auto_takes_the_best_kernel_there_is(
+    monkeypatch: pytest.MonkeyPatch, flash_attn: bool, varlen: bool, dtype: torch.dtype, device: torch.device, chosen: str
+) -> None:
+    have = {"flash_attn": flash_attn, "torch.nn.attention.varlen": varlen}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: find("torch") if have.get(name) else None)
+    assert choose("auto", True, dtype, device) == chosen
+
+
+@pytest.mark.parametrize("wanted", ["flash", "varlen"])
+def test_a_kernel_that_cannot_run_is_refused(wanted: str) -> None:
+    for dtype, device in ((HALF, CPU), (FULL, CUDA)):
+        with pytest.raises(
+            ModelError, match=rf"model\.attention: {wanted} needs .* CUDA device and bfloat16 or float16; try auto"
+        ):
+            choose(wanted, True, dtype, device)
+
+
+@pytest.mark.parametrize(("wanted", "chosen"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_padded_rectangles_take_the_librarys_own(wanted: str, chosen: str) -> None:
+    assert choose(wanted, False, HALF, CUDA) == chosen
+
+
+@pytest.mark.parametrize("name", ["vicugna_sdpa", "vicugna_varlen", "vicugna_flash"])
+@pytest.mark.parametrize(
+    ("extra", "said"), [({"softcap": 30.0}, "caps its attention scores"), ({"s_aux": 1}, "attention sinks")]
+)
+def test_models_with_extras_are_refused(name: str, extra: dict[str, Any], said: str) -> None:
+    q = torch.zeros(1, 2, 4, 8)
+    function = {"vicugna_sdpa": block_sdpa, "vicugna_varlen": attention.varlen, "vicugna_flash": attention.flash}[name]
+    cu = torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(ModelError, match=rf"{name}: this model .*{said}; set train\.batching: padded"):
+        function(torch.nn.Module(), q, q, q, None, cu_seq_lens_q=cu, **extra)
+
+
+@pytest.mark.parametrize("function", [attention.varlen, attention.flash])
+def test_kernels_without_dropout_refuse_it(function: Any) -> None:
+    q, cu = torch.zeros(1, 2, 4, 8), torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(ModelError, match=r"no attention dropout in this kernel; set attention_dropout to 0"):
+        function(torch.nn.Module(), q, q, q, None, dropout=0.1, cu_seq_lens_q=cu)
+
+
+# -- the reference kernel -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize("window", [None, 3])
+def test_block_sdpa_is_masked_attention(heads: int, window: int | None) -> None:
+    """Against one dense attention under the mask written out: same document, not later, at most ``window`` back."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 12, 8), torch.randn(1, heads, 12, 8), torch.randn(1, heads, 12, 8)
+    cu = torch.tensor([0, 5, 6, 12, 12], dtype=torch.int32)  # padded with an empty document
+    document = torch.tensor([0] * 5 + [1] + [2] * 6)
+    at = torch.arange(12)
+    seen = (document[:, None] == document[None]) & (at[:, None] >= at[None])
+    if window is not None:
+        seen &= at[:, None] - at[None] < window
+    wide = (x.repeat_interleave(4 // heads, dim=1) for x in (k, v))
+    wanted = F.scaled_dot_product_attention(q, *wide, attn_mask=seen, scale=0.3).transpose(1, 2)
+    found, _ = block_sdpa(torch.nn.Module(), q, k, v, None, scaling=0.3, sliding_window=window, cu_seq_lens_q=cu)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+# -- the proof ------------------------------------------------------------------------------------------------------
+
+
+def _leaking(strength: float) -> Any:
+    """A backend that mixes ``strength`` of attention over the whole row into attention by document."""
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        apart, _ = block_sdpa(module, query, key, value, mask, **options)
+        together, _ = block_sdpa(module, query, key, value, mask, **(options | {"cu_seq_lens_q": None}))
+        return (1 - strength) * apart + strength * together, None
+
+    return attend
+
+
+@pytest.fixture
+def leaking(request: pytest.FixtureRequest) -> Iterator[str]:
+    register()
+    name = "leaking_in_tests"
+    ALL_ATTENTION_FUNCTIONS.register(name, _leaking(request.param))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *_, **__: None)
+    yield name
+    ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name)
+    ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name)
+
+
+@pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+def test_our_backend_isolates_to_the_bit(config: dict[str, Any], dtype: torch.dtype) -> None:
+    register()
+    model = tiny_model(VOCAB, config).to(dtype)
+    model.set_attn_implementation("vicugna_sdpa")
+    model.train()
+    found = check_isolation(model, VOCAB, tolerance=isolation_tolerance(dtype, "none"))
+    assert found["leak"] == 0.0
+    assert found.keys() == {"leak", "alone"}
+    assert model.training
+
+
+@pytest.mark.parametrize("leaking", [1.0, 1e-2, 1e-3], indirect=True)
+@pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+def test_a_leak_below_any_rounding_bound_is_found(leaking: str, config: dict[str, Any], dtype: torch.dtype) -> None:
+    """bfloat16 rounds logits by percents; what another document changes is still not rounding."""
+    model = tiny_model(VOCAB, config)
+    model.set_attn_implementation(leaking)
+    with (
+        torch.autocast("cpu", dtype=HALF, enabled=dtype == HALF),
+        pytest.raises(
+            IsolationError,
+            match=r"see each other \(leak .*, allowed 0e\+00; .*ForCausalLM ignores .* set train\.batching: padded",
+        ),
+    ):
+        check_isolation(model, VOCAB, tolerance=isolation_tolerance(dtype, "none"))
+
+
+def test_positions_that_run_on_are_found() -> None:
+    """Nothing leaks, but the second document stands elsewhere than alone: a model that ignores position_ids."""
+    register()
+    model = tiny_model(VOCAB, OPT)
+    model.set_attn_implementation("vicugna_sdpa")
+    positions = model.model.decoder.embed_positions
+    original = positions.forward
+
+    def running_on(mask: torch.Tensor, *args: Any, position_ids: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        length = mask.shape[-1] if position_ids is None else position_ids.shape[-1]
+        return original(mask, *args, position_ids=torch.arange(length)[None], **options)
+
+    positions.forward = running_on
+    with pytest.raises(IsolationError, match=r"leak 0\.0e\+00, .*against alone [1-9]"):
+        check_isolation(model, VOCAB, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("leaking", [1.0], indirect=True)
+def test_a_run_stops_before_its_first_step(leaking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sft.model.load.choose", lambda *_: leaking)
+    recipe = tiny_recipe(tmp_path / "run")
+    with pytest.raises(IsolationError, match="documents of one flat row see each other"):
+        run(recipe)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# -- int8 -----------------------------------------------------------------------------------------------------------
+
+
+def int8_model(folder: Path, attention_name: str, dtype: torch.dtype) -> Any:
+    """Wide enough that activations pass bitsandbytes' outlier threshold of 6."""
+    register()
+    wide = LLAMA | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    base = save_tiny(folder, byte_level(), wide)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    options: dict[str, Any] = {"quantization_config": config, "device_map": {"": "cpu"}, "dtype": dtype}
+    return AutoModelForCausalLM.from_pretrained(base, attn_implementation=attention_name, **options)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+def test_int8_outliers_are_told_from_a_leak(tmp_path: Path, dtype: torch.dtype) -> None:
+    """An outlier in one document moves its column out of int8 for the whole batch: measured apart, and put back."""
+    model = int8_model(tmp_path / "base", "vicugna_sdpa", dtype)
+    with torch.autocast("cpu", dtype=HALF, enabled=dtype == HALF):
+        found = check_isolation(model, len(byte_level()), tolerance=isolation_tolerance(dtype, "int8"))
+    assert found["leak"] == 0.0
+    assert found["int8_outliers"] > 1e-3
+    thresholds = {m.state.threshold for m in model.modules() if hasattr(getattr(m, "state", None), "threshold")}
+    assert thresholds == {6.0}
+
+
+@pytest.mark.parametrize("leaking", [1e-3], indirect=True)
+def test_a_leak_in_int8_is_found(leaking: str, tmp_path: Path) -> None:
+    model = int8_model(tmp_path / "base", leaking, FULL)
+    with pytest.raises(IsolationError, match="documents of one flat row see each other"):
+        check_isolation(model, len(byte_level()), tolerance=isolation_tolerance(FULL, "int8"))
