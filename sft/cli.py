@@ -86,7 +86,7 @@ def plan(
     if probe:
         from sft.probe import probe_tokens_per_second
 
-        rate = probe_tokens_per_second(loaded)
+        rate = probe_tokens_per_second(loaded) * loaded.plan.gpus
     made = make_plan(loaded, prepared, config, probed_tokens_per_second=rate)
     print_plan(Console(highlight=False), made)
     if json_ is not None:

@@ -315,7 +315,8 @@ def _time_plan(recipe: Recipe, shape: ModelShape, steps: StepPlan, data: DataPla
         f" + 6 x {shape.layers} layers x {width:,} x {context:,.1f} tokens"
     )
     rate = plan.tokens_per_second or probed
-    source = "plan.tokens_per_second" if plan.tokens_per_second else "probed" if probed else "unknown"
+    times = f", {plan.gpus} times one GPU" if plan.gpus > 1 else ""
+    source = "plan.tokens_per_second" if plan.tokens_per_second else f"probed{times}" if probed else "unknown"
     if rate is None:
         return TimePlan(flop, equation, None, source, None, None, None, None, None)
     hours = data.run_tokens / rate / 3600
@@ -358,7 +359,7 @@ def make_plan(
         recipe: the whole recipe.
         prepared: its rows.
         config: of the base model; only its dimensions are used.
-        probed_tokens_per_second: over all GPUs, measured; the recipe's own figure wins.
+        probed_tokens_per_second: over all GPUs, as measured on one; the recipe's own figure wins.
 
     Raises:
         InputError: a rate that is not positive; a model that is no decoder; targets that it lacks; rows that do not fit.

@@ -80,13 +80,14 @@ class Ranks:
             torch.distributed.barrier()
 
 
-def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe: bool = False) -> dict[str, Any]:
     """Train by a recipe.
 
     Args:
         recipe: checked.
         resume: go on from the last complete checkpoint in ``output.dir``.
         overwrite: remove an earlier run in ``output.dir`` first.
+        probe: only take the steps, for their times: no evaluation, no samples, no weights written, nothing on the screen.
 
     Returns:
         The contents of run.json.
@@ -97,7 +98,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dic
     """
     ranks = Ranks.join()
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
-    screen = Screen(enabled=ranks.main)
+    screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
     encoder = RowEncoder(tokenizer, template, recipe.template.train_on)
     prepared = _prepare_once(recipe, tokenizer, encoder, ranks)
@@ -110,15 +111,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dic
     plan = step_plan(recipe, prepared, ranks.world)
     isolation = _prove_isolation(recipe, loaded, tokenizer)
     screen.plan(plan, loaded.attention, isolation)
-    model = loaded.model
-    if recipe.lora is not None:
-        model = adapters.attach(
-            model,
-            recipe.lora,
-            loaded.new_rows,
-            checkpointing=recipe.train.gradient_checkpointing,
-            seed=recipe.train.seed,
-        )
+    model = _with_adapters(recipe, loaded)
     about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
     if loaded.commit is not None:  # a branch may move between a run and its resumption
         about["identity"]["recipe"]["model.commit"] = loaded.commit
@@ -129,6 +122,10 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dic
         files.write_json(run_dir / "run.json", about)
 
     trainer = _build_trainer(recipe, prepared, plan, model, tokenizer, about, run_dir, start, ranks, screen)
+    if probe:
+        trainer.record.evaluate = lambda step: None
+        trainer.train_planned(None, drill=False)
+        return about
     samples = _Samples(recipe, tokenizer, encoder, ranks)
     try:
         samples.take("before", trainer.model)
@@ -193,6 +190,14 @@ def _prepare_once(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: R
         return prepared
     ranks.wait()
     return prepare(recipe, tokenizer, encoder, progress=False)
+
+
+def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
+    """What is trained: the model itself, or the recipe's adapters on it."""
+    if recipe.lora is None:
+        return loaded.model
+    checkpointing, seed = recipe.train.gradient_checkpointing, recipe.train.seed
+    return adapters.attach(loaded.model, recipe.lora, loaded.new_rows, checkpointing=checkpointing, seed=seed)
 
 
 def _prove_isolation(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
