@@ -63,7 +63,8 @@ class NoveltyIndex:
         self._flat = np.zeros(1 << 12, np.int32)
         self._starts = np.zeros(1 << 9, np.int64)
         self._sigs = np.zeros((2, 1 << 9), np.uint64)
-        self._heads = np.zeros((1 << 10, 2), np.int64)
+        self._heads = np.zeros((1 << 10, 3), np.int64)
+        self._parts = np.zeros((4, 64, 2), np.int64)
         self._masks = np.zeros(1 << 10, np.uint64)
         self._arena = np.zeros(1 << 12, np.uint64)
         self._free = np.zeros(64, np.int64)
@@ -121,7 +122,17 @@ class NoveltyIndex:
     @property
     def nbytes(self) -> int:
         """Bytes held by the arrays; ids and vocabulary come on top."""
-        arrays = (self._flat, self._starts, self._sigs, self._heads, self._masks, self._arena, self._free, self._bounds)
+        arrays = (
+            self._flat,
+            self._starts,
+            self._sigs,
+            self._heads,
+            self._parts,
+            self._masks,
+            self._arena,
+            self._free,
+            self._bounds,
+        )
         return sum(array.nbytes for array in arrays)
 
     def _query(self, words: list[str]) -> np.ndarray:
@@ -134,7 +145,17 @@ class NoveltyIndex:
         if not words:
             return -1, 0.0
         row, score = self._kernels.find(
-            *(self._query(words), self._flat, self._starts, self._sigs, self._heads, self._arena, self._masks, self.threshold)
+            *(
+                self._query(words),
+                self._flat,
+                self._starts,
+                self._sigs,
+                self._heads,
+                self._parts,
+                self._arena,
+                self._masks,
+                self.threshold,
+            )
         )
         return int(row), float(score)
 
@@ -143,8 +164,8 @@ class NoveltyIndex:
         ids = self._np.array([vocabulary.setdefault(word, len(vocabulary)) for word in words], self._np.int32)
         self._reserve(len(self._ids) + 1, int(self._starts[len(self._ids)]) + len(ids))
         arrays = (self._flat, self._starts, self._sigs, self._heads)
-        while missing := self._kernels.add(ids, len(self._ids), *arrays, self._arena, self._free):
-            self._arena = self._grown(self._arena, len(self._arena) + missing)
+        while missing := self._kernels.add(ids, len(self._ids), *arrays, self._parts, self._arena, self._free):
+            self._supply(missing)
         self._ids.append(id)
 
     def _reserve(self, rows: int, used: int) -> None:
@@ -160,9 +181,16 @@ class NoveltyIndex:
             self._heads = self._grown(self._heads, len(self._vocabulary))
             self._masks = self._grown(self._masks, len(self._vocabulary))
 
+    def _supply(self, missing: int) -> None:
+        """Make room for what a kernel found missing: arena entries, or parts if below 0."""
+        if missing > 0:
+            self._arena = self._grown(self._arena, len(self._arena) + missing)
+        else:
+            self._parts = self._grown(self._parts, len(self._parts) - missing)
+
     def _grown(self, array: np.ndarray, least: int) -> np.ndarray:
         """A copy with room for ``least`` entries and a quarter of it to spare, zeros behind the old entries."""
-        out = self._np.zeros((least + least // 4 + 64, *array.shape[1:]), array.dtype)
+        out = self._np.zeros((least + least // 4 + 16, *array.shape[1:]), array.dtype)
         out[: len(array)] = array
         return out
 
@@ -229,10 +257,10 @@ class NoveltyIndex:
         np.cumsum(lengths, out=index._starts[1 : rows + 1])
         row = 0
         while row < rows:
-            arrays = (index._flat, index._starts, index._sigs, index._heads, index._arena, index._free)
+            arrays = (index._flat, index._starts, index._sigs, index._heads, index._parts, index._arena, index._free)
             row, missing = index._kernels.add_all(rows, *arrays, row)
             if missing:
-                index._arena = index._grown(index._arena, len(index._arena) + missing)
+                index._supply(missing)
         return index
 
 

@@ -237,3 +237,27 @@ def test_tokens_are_what_is_compared() -> None:
     index.add("a", "Write a Poem, please!")
     assert tokens("Write a Poem, please!") == tokens("write a poem please")
     assert index.check("write a poem please") == Neighbour("a", 1.0)
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.5, 0.0])
+def test_frequent_tokens_are_searched_in_parts(threshold: float) -> None:
+    """Every token ends up with hundreds of postings, of rows of all lengths; the search agrees with measuring every row."""
+    dice, index, texts, hits = random.Random(11), NoveltyIndex(threshold), list[str](), 0
+    for i in range(1500):
+        words = [
+            f"w{min(int(dice.paretovariate(0.5)), 40)}" for _ in range(dice.choice([3, 6, 9, 12, 20, 62, 63, 64, 70, 260]))
+        ]
+        if texts and dice.random() < 0.3:
+            words = dice.choice(texts).split()
+            for _ in range(len(words) // 5 + 1):
+                words[dice.randrange(len(words))] = "w99"
+        text = " ".join(words)
+        if i % 3 == 0 or i > 1400:
+            hit, scores = index.check(text), index.scores(text)
+            assert (hit is not None) == bool((scores > threshold).any())
+            hits += hit is not None
+            best = sorted(zip((-scores).tolist(), range(i), strict=True))[:5]
+            assert index.neighbours(text, 5) == [Neighbour(str(row), -score) for score, row in best if score < 0]
+        index.add(str(i), text)
+        texts.append(text)
+    assert hits > 100
