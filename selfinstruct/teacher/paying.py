@@ -180,10 +180,7 @@ class LedgerTeacher:
         finally:
             self.endpoints.left()
         gate.answered(left, reply.completion_tokens or 0, reply.headers)
-        # From here on the reply is paid for: a cancelled round must not keep it from the disk.
-        return await asyncio.shield(
-            asyncio.ensure_future(self._keep(request, endpoint, asking.schema, max_tokens, reply, reservation))
-        )
+        return await self._keep(request, endpoint, asking.schema, max_tokens, reply, reservation)
 
     async def _keep(
         self, request: Request, endpoint: Endpoint, schema: bool, max_tokens: int, reply: Reply, reservation: Reservation
@@ -195,6 +192,9 @@ class LedgerTeacher:
         except VicugnaError as error:
             self.budget.forfeit(reservation)
             raise self._stop(error) from None
+        except asyncio.CancelledError:  # it is queued: the ledger writes it all the same, on closing at the latest
+            self.budget.settle(reservation, completion.usage, round(completion.cost * UNIT))
+            raise
         self.budget.settle(reservation, completion.usage, round(completion.cost * UNIT))
         return completion
 
