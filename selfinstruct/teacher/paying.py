@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from selfinstruct.records import Completion, Failure, Request
-from selfinstruct.teacher.budget import UNIT, Budget, Reservation, estimate
+from selfinstruct.teacher.budget import UNIT, Budget, Reservation, dearest, estimate
 from selfinstruct.teacher.counts import Counts, Progress
 from selfinstruct.teacher.endpoints import Endpoint, Endpoints, Reply
 from selfinstruct.teacher.faults import CallFault, RequestFailed, Stopped
@@ -71,6 +71,9 @@ class LedgerTeacher:
         self._stopped: VicugnaError | None = None
         self._backing_off = 0
         self._futile = 0
+        # Which endpoint will answer is not known when money is set aside: the dearest, by prompts and by completions apart.
+        prices = [item.price for item in endpoints.items]
+        budget.prices = {model: dearest([price, *prices]) for model, price in budget.prices.items()}
         restore_spent(budget, ledger, journal)
 
     async def complete(self, request: Request) -> Completion:

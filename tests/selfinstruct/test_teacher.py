@@ -325,6 +325,20 @@ def test_256_at_once_do_not_overshoot_the_cap(tmp_path: Path, cap: dict[str, flo
     bench(tmp_path, FaultServer(), nothing, budget=cap, concurrency=256)
 
 
+def test_with_several_endpoints_the_dearest_is_set_aside(tmp_path: Path) -> None:
+    async def main() -> None:
+        unused: Any = None
+        prices = [Price(1, 90), Price(50, 2)]
+        ends = [Endpoint(str(n), unused, price, Gate(RateSection())) for n, price in enumerate(prices)]
+        with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
+            budget = Budget(max_money=1, prices={"m": prices[0]})
+            LedgerTeacher(Endpoints(ends), ledger, budget, RetriesSection())
+            held = budget.most(asked(1, max_tokens=10)[0])
+            assert held.money == 50 * (held.tokens - 10) + 90 * 10
+
+    asyncio.run(main())
+
+
 # --- the key
 
 
