@@ -118,9 +118,11 @@ def tiny_model(
     return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
 
 
-def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def save_tiny(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any] | None = None, seed: int = 0, scale: float = 0.1
+) -> Path:
     """Write a tiny model with its tokenizer, as a user's local checkpoint."""
-    model = tiny_model(len(tokenizer), config, seed)
+    model = tiny_model(len(tokenizer), config, seed, scale)
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.bos_token_id = tokenizer.bos_token_id
     model.save_pretrained(folder)

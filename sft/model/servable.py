@@ -32,8 +32,9 @@ PROBES = (
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder: RowEncoder, folder: Path) -> None:
-    """Save a tokenizer that carries the training template."""
+    """Save a tokenizer that carries the training template, and pads on the left, as generation of several prompts needs it."""
     served = copy.deepcopy(tokenizer)
+    served.padding_side = served.init_kwargs["padding_side"] = "left"  # saving reads the second, and knows nothing of the first
     served.chat_template = encoder.template.served_source()
     served.save_pretrained(folder)
 

@@ -194,7 +194,7 @@ def _sources(evals: list[Line]) -> list[tuple[str, ...]]:
     rows = [(label, first["by_source"].get(label), value) for label, value in last["by_source"].items()]
     if len(rows) > 1:
         rows.append(("all", first, last))
-    out = []
+    out: list[tuple[str, ...]] = []
     for label, before, after in rows:
         known = before is not None and len(evals) > 1
         moved = f"{after['loss'] - before['loss']:+.4f}" if known else "-"

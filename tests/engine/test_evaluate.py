@@ -49,7 +49,8 @@ def test_batches_do_not_change_the_loss(config: dict[str, object], capacity: int
         assert found.tokens == sum(tokens)
         assert found.loss == pytest.approx(total.sum() / sum(tokens), rel=1e-5)
         for i, label in enumerate("ab"):
-            assert found.by_source[label] == (pytest.approx(total[i] / tokens[i], rel=1e-5), tokens[i])
+            assert found.by_source[label][0] == pytest.approx(total[i] / tokens[i], rel=1e-5)
+            assert found.by_source[label][1] == tokens[i]
         assert live.training
         assert all(p.grad is None for p in live.parameters())
 

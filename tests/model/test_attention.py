@@ -97,8 +97,8 @@ def test_block_sdpa_is_masked_attention(heads: int, window: int | None) -> None:
     seen = (document[:, None] == document[None]) & (at[:, None] >= at[None])
     if window is not None:
         seen &= at[:, None] - at[None] < window
-    wide = (x.repeat_interleave(4 // heads, dim=1) for x in (k, v))
-    wanted = F.scaled_dot_product_attention(q, *wide, attn_mask=seen, scale=0.3).transpose(1, 2)
+    wide_k, wide_v = (x.repeat_interleave(4 // heads, dim=1) for x in (k, v))
+    wanted = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=seen, scale=0.3).transpose(1, 2)
     found, _ = block_sdpa(torch.nn.Module(), q, k, v, None, scaling=0.3, sliding_window=window, cu_seq_lens_q=cu)
     assert torch.allclose(found, wanted, atol=1e-6)
 

@@ -25,7 +25,9 @@ EVIL = "</pre><script>document.title='obeyed'</script><img src=x onerror=\"docum
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run with held-out rows, samples and a merged model."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    recipe = tiny_recipe(folder, data__holdout=4, output__merge=True, output__eval_every=2, data__max_length=28, data__max_drop_share=0.9)
+    recipe = tiny_recipe(
+        folder, data__holdout=4, output__merge=True, output__eval_every=2, data__max_length=28, data__max_drop_share=0.9
+    )
     run(recipe.model_copy(update={"output": recipe.output.model_copy(update={"sample_prompts": ("Hi",), "sample_tokens": 4})}))
     return folder
 
