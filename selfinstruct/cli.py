@@ -6,6 +6,7 @@ Heavy imports happen inside the verbs: ``selfinstruct --help`` starts without to
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,7 +96,7 @@ def run(
     try:
         run_recipe(loaded, Console(highlight=False), report=report)
     except TeacherError as error:
-        again = " ".join(["selfinstruct run", str(recipe), *(f"--set {item}" for item in set_ or ())])
+        again = shlex.join(["selfinstruct", "run", str(recipe), *(part for item in set_ or () for part in ("--set", item))])
         raise TeacherError(f"{error}\nwhat there is so far: {loaded.output.dir}/dataset.jsonl\nto go on: {again}") from None
 
 

@@ -144,7 +144,7 @@ async def open_desk(recipe: Recipe, run_dir: Path, progress: Callable[[Progress]
 
 def _live(recipe: Recipe, ledger: Ledger, run_dir: Path, progress: Callable[[Progress], None] | None) -> Any:
     """The teacher behind the recipe's endpoints."""
-    from selfinstruct.teacher.budget import Budget, price_of, refuse_unknown_prices
+    from selfinstruct.teacher.budget import Budget, dearest, price_of, refuse_unknown_prices
     from selfinstruct.teacher.client import OpenAIClient
     from selfinstruct.teacher.endpoints import Endpoint, Endpoints, key_of
     from selfinstruct.teacher.journal import Journal
@@ -160,8 +160,7 @@ def _live(recipe: Recipe, ledger: Ledger, run_dir: Path, progress: Callable[[Pro
         if section.structured == "never":
             endpoints[-1].plain = True
         endpoints[-1].renamed = section.max_tokens_field == "max_completion_tokens"
-    dearest = max((e.price for e in endpoints), key=lambda price: (price.known, price.input + price.output))
-    budget = Budget(b.max_money, b.max_tokens, b.max_requests, {t.model: dearest})
+    budget = Budget(b.max_money, b.max_tokens, b.max_requests, {t.model: dearest(e.price for e in endpoints)})
     if t.batch.enabled:
         from selfinstruct.teacher.batch import BatchTeacher
 
@@ -175,16 +174,14 @@ def _live(recipe: Recipe, ledger: Ledger, run_dir: Path, progress: Callable[[Pro
 
 def token_price(recipe: Recipe) -> tuple[float, float] | None:
     """Money per prompt and per completion token at the dearest endpoint, the Batch API's discount included; None if unknown or a replay."""
-    from selfinstruct.teacher.budget import UNIT, price_of
+    from selfinstruct.teacher.budget import UNIT, dearest, price_of
 
     if recipe.teacher.replay:
         return None
     factor = recipe.teacher.batch.discount if recipe.teacher.batch.enabled else 1.0
     prices = [price_of(recipe.teacher.model, e, recipe.budget, factor=factor) for e in recipe.teacher.endpoints]
-    if not all(price.known for price in prices):
-        return None
-    dearest = max(prices, key=lambda price: price.input + price.output)
-    return dearest.input / UNIT, dearest.output / UNIT
+    most = dearest(prices)
+    return (most.input / UNIT, most.output / UNIT) if most.known else None
 
 
 def recorded_requests(ledger: Ledger, purpose: str) -> dict[int, list[Request]]:

@@ -1,6 +1,6 @@
-"""Self-Instruct's stage 4: what one reply's instances lose, and how inputs and prompts are varied.
+"""Self-Instruct's stage 4: what one reply's instances lose, and how inputs are varied.
 
-Source: yizhongw/self-instruct, ``prepare_for_finetuning.py``. All dice are given from outside, so a replay throws them alike.
+Source: yizhongw/self-instruct, ``prepare_for_finetuning.py``, without its 13 prompt forms: how a row is put is the training template's. All dice are given from outside, so a replay throws them alike.
 """
 
 from __future__ import annotations
@@ -12,24 +12,6 @@ from collections.abc import Sequence
 from selfinstruct.records import Instance
 
 _FIELD = re.compile(r"^[ \t]*([^\W\d_][\w ]{0,30})[:：][ \t]*", re.MULTILINE)
-WITH_INPUT = (
-    "{instruction}\nInput: {input}\nOutput:",
-    "{instruction}\n\nInput: {input}\n\nOutput:",
-    "Task: {instruction}\nInput: {input}\nOutput:",
-    "{instruction}\n\n{input}\n\nOutput:",
-    "{instruction}\n\n{input}\n\n",
-    "{instruction}\n{input}\n\n",
-    "Task: {instruction}\n\n{input}\n\n",
-)
-WITHOUT_INPUT = (
-    "{instruction} Output:",
-    "{instruction}\nOutput:",
-    "{instruction}\n\nOutput:",
-    "{instruction}\n",
-    "{instruction}\n\n",
-    "Task: {instruction}\n\n",
-)
-"""The 13 prompts that Self-Instruct trains on, one drawn per row."""
 
 
 def tidy(instances: Sequence[Instance]) -> tuple[list[Instance], list[tuple[Instance, str]]]:
@@ -71,13 +53,3 @@ def vary_input(text: str, dice: random.Random) -> str:
     if "\n\n" in text and dice.random() < 0.5:
         text = text.replace("\n\n", "\n")
     return text
-
-
-def as_completion(instruction: str, given: str, output: str, dice: random.Random) -> tuple[str, str]:
-    """Prompt and completion in one of the 13 forms; the completion starts with a space where the prompt ends with a colon."""
-    form = dice.choice(WITH_INPUT if given else WITHOUT_INPUT)
-    prompt = form.replace("{instruction}", instruction.strip(), 1)
-    if given:
-        head, _, tail = form.partition("{input}")
-        prompt = head.replace("{instruction}", instruction.strip(), 1) + given.strip() + tail
-    return prompt, (" " if prompt.endswith(":") else "") + output.strip()

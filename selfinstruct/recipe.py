@@ -22,7 +22,7 @@ from pydantic import Field
 from selfinstruct.filters import FilterSection
 from selfinstruct.strategies.sections import AlpacaSection, ClassicSection, StrategySection
 from selfinstruct.teacher.sections import BudgetSection, TeacherSection
-from sft.config import Document, KeyedError, KeyedErrors, Section, apply_overrides, build, dotted, flatten, read_yaml
+from sft.config import Document, KeyedError, KeyedErrors, Section, dotted, flatten, load
 
 _FEWEST_TOKENS_PER_TASK = 20
 
@@ -122,22 +122,8 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
-    """Read, edit and check a recipe.
-
-    Args:
-        path: the YAML file, or a run directory (its ``recipe.yaml``).
-        overrides: ``a.b=value`` edits, applied before any check.
-
-    Returns:
-        The frozen recipe, and the document that remembers where each value came from.
-
-    Raises:
-        RecipeError: all faults together.
-    """
-    path = Path(path)
-    document = read_yaml(path / "recipe.yaml" if path.is_dir() else path)
-    apply_overrides(document, overrides)
-    return build(Recipe, document), document
+    """Read, edit and check a recipe; see :func:`sft.config.load`."""
+    return load(Recipe, path, overrides)
 
 
 def values(recipe: Recipe) -> dict[str, Any]:

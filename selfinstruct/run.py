@@ -154,21 +154,20 @@ class _Keeper:
         self.interrupted = int(before.get("interrupted", 0)) + (before.get("status") == "running")
 
     def begin(self) -> None:
-        dumped = yaml.safe_dump(self.prepared.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        (self.store.dir / "recipe.yaml").write_text(dumped, encoding="utf-8")
+        self._recipe()
         write_json(
             self.store.dir / "run.json", self._facts("running") | {k: self.before[k] for k in _CARRIED if k in self.before}
         )
 
     def end(self, run: Run, status: str, why: str = "") -> dict[str, Any]:
-        facts = self._facts(status) | self._counted(run)
-        if why:
-            facts["stopped_by"] = why
+        self._recipe()
+        facts = self._facts(status) | self._counted(run) | ({"stopped_by": why} if why else {})
         write_json(self.store.dir / "run.json", facts)
-        if not (self.store.dir / "recipe.yaml").is_file():
-            self.begin()
-            write_json(self.store.dir / "run.json", facts)
         return facts
+
+    def _recipe(self) -> None:
+        dumped = yaml.safe_dump(self.prepared.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        (self.store.dir / "recipe.yaml").write_text(dumped, encoding="utf-8")
 
     def _facts(self, status: str) -> dict[str, Any]:
         p, recipe = self.prepared, self.prepared.recipe

@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
@@ -27,6 +28,7 @@ __all__ = [
     "dotted",
     "flatten",
     "known_keys",
+    "load",
     "parse_scalar",
     "read_yaml",
     "require",
@@ -251,6 +253,26 @@ def _did_you_mean(schema: type[Section], key: Key) -> str:
         near = difflib.get_close_matches(str(key[-1]), list(by_leaf), 1, 0.75)
         match = [by_leaf[n] for n in near]
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def load(schema: type[SectionT], path: str | Path, overrides: Iterable[str] = ()) -> tuple[SectionT, Document]:
+    """Read, edit and check a recipe.
+
+    Args:
+        schema: the section class of the whole file.
+        path: the YAML file, or a run directory (its ``recipe.yaml``).
+        overrides: ``a.b=value`` edits, applied before any check.
+
+    Returns:
+        The frozen recipe, and the document that remembers where each value came from.
+
+    Raises:
+        RecipeError: all faults together.
+    """
+    path = Path(path)
+    document = read_yaml(path / "recipe.yaml" if path.is_dir() else path)
+    apply_overrides(document, overrides)
+    return build(schema, document), document
 
 
 def flatten(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:

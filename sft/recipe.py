@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, JsonValue
 
-from sft.config import Document, KeyedError, KeyedErrors, Section, apply_overrides, build, dotted, flatten, read_yaml
+from sft.config import Document, KeyedError, KeyedErrors, Section, dotted, flatten, load
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 FormatName = Literal[
@@ -336,22 +336,8 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
-    """Read, edit and check a recipe.
-
-    Args:
-        path: the YAML file, or a run directory (its ``recipe.yaml``).
-        overrides: ``a.b=value`` edits, applied before any check.
-
-    Returns:
-        The frozen recipe, and the document that remembers where each value came from.
-
-    Raises:
-        RecipeError: all faults together.
-    """
-    path = Path(path)
-    document = read_yaml(path / "recipe.yaml" if path.is_dir() else path)
-    apply_overrides(document, overrides)
-    return build(Recipe, document), document
+    """Read, edit and check a recipe; see :func:`sft.config.load`."""
+    return load(Recipe, path, overrides)
 
 
 def resolved(recipe: Recipe, document: Document) -> list[tuple[str, Any, str]]:

@@ -19,7 +19,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from selfinstruct.records import Completion, Failure, Request
 from selfinstruct.teacher.budget import UNIT, Budget, Reservation, dearest, estimate
@@ -229,7 +229,7 @@ class LedgerTeacher:
             await self._give_up(request, CallFault("give_up", "context_too_long", fault.detail))
         return shorter
 
-    async def _give_up(self, request: Request, fault: CallFault) -> None:
+    async def _give_up(self, request: Request, fault: CallFault) -> NoReturn:
         """Write the failure down, so that every later process sees the same round; then raise it."""
         self._futile += 1
         if self._futile >= _FUTILE and fault.code != "content_filter":
@@ -239,7 +239,7 @@ class LedgerTeacher:
         await self.ledger.put_soon(Entry(request, None, failure))
         raise RequestFailed(failure)
 
-    async def _exhausted(self, request: Request, fault: CallFault, progress: bool) -> None:
+    async def _exhausted(self, request: Request, fault: CallFault, progress: bool) -> NoReturn:
         if not progress:
             raise self._stop(
                 Stopped(f"nothing was answered in the time of {self.retries.attempts} attempts, the last one: {fault}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+# Else transformers takes the weights of a bot's pull request where a repository holds no safetensors and no revision is named: the
+# commit that is recorded would not be the one that was loaded.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,8 +46,6 @@ class Loaded:
 
 def device_for_run() -> torch.device:
     """The device of this process: its own GPU under torchrun, else the first one, else the CPU."""
-    import os
-
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -174,7 +177,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(
                 f"model.name_or_path: {section.name_or_path!r} cannot be loaded (weights are read as safetensors only): "
-                f"{(str(error) or repr(error)).splitlines()[0]}"
+                f"{(str(error) or repr(error)).splitlines()[0]}. Where it holds .bin files only, write it once as safetensors "
+                "(transformers: from_pretrained, then save_pretrained, model and tokenizer) and name that folder"
             ) from None
         if not options:
             model = model.to(device)

@@ -157,7 +157,7 @@ def test_a_large_padded_step_is_laid_out_quickly() -> None:
     lengths = np.random.Generator(np.random.PCG64(0)).integers(10, 2049, 4096).tolist()
     begin = time.monotonic()
     plan = lay_out(lengths, examples_per_step=4096, tokens_per_device=2048, padded=True)
-    assert time.monotonic() - begin < 30  # it took minutes before it bisected; loose, for machines under load
+    assert time.monotonic() - begin < 2
     assert plan.accumulation > 1000
     assert max(load_of(plan, part) for (part,) in micro_batches(plan, 0)) <= 2048
 

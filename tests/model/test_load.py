@@ -271,13 +271,21 @@ def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
         loaded(tiny_recipe(tmp_path / "run", base))
 
 
+def test_weights_never_come_from_another_revision() -> None:
+    """transformers would fetch a bot's pull request in place of a repository without safetensors, unless this is set."""
+    from transformers.utils import is_env_variable_true
+
+    assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
+
+
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", sentencepiece_like())
     weights = AutoModelForCausalLM.from_pretrained(base).state_dict()
     (base / "model.safetensors").unlink()
     torch.save(weights, base / "pytorch_model.bin")
     with pytest.raises(
-        ModelError, match=r"model\.name_or_path: '.*base' cannot be loaded \(weights are read as safetensors only\)"
+        ModelError,
+        match=r"model\.name_or_path: '.*base' cannot be loaded \(weights are read as safetensors only\): .*write it once as safetensors",
     ):
         loaded(tiny_recipe(tmp_path / "run", base))
 

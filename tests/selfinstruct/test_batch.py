@@ -20,8 +20,8 @@ from selfinstruct.teacher.ledger import Ledger
 from selfinstruct.teacher.rate import Gate
 from selfinstruct.teacher.sections import BatchSection, EndpointSection, RateSection, RetriesSection
 from sft.errors import DataError
+from tests.selfinstruct.bench import KEY, PRICE, SCHEMA, asked
 from tests.selfinstruct.fault_server import FaultServer, answer_all
-from tests.selfinstruct.test_teacher import KEY, PRICE, SCHEMA, asked
 from tests.selfinstruct.timing import Moved
 
 

@@ -1,53 +1,18 @@
-"""Each filter's refused and accepted examples; the chain's order; the pool's resume; contamination."""
+"""Each filter's refused and accepted examples; the chain's order; the pool's resume."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import pytest
 
-from selfinstruct.contamination import EvaluationTexts
-from selfinstruct.filters import Filter, FilterChain, FilterSection, Pool, make_chain
-from selfinstruct.postprocess import WITH_INPUT, WITHOUT_INPUT, as_completion, tidy, vary_input
-from selfinstruct.records import Candidate, Instance, SeedTask
-from sft.config import Document, Section, build
-from sft.errors import DataError, RecipeError, RunError
-
-SEED = SeedTask(
-    "seed_task_0", "rhyme", "Give three words that rhyme with the given word.", (Instance("tin", "pin, win, bin"),), False
-)
-ADAPTER: pydantic.TypeAdapter[tuple[FilterSection, ...]] = pydantic.TypeAdapter(tuple[FilterSection, ...])
-
-
-class _Recipe(Section):
-    filters: tuple[FilterSection, ...]
-
-
-def sections(*given: dict[str, Any]) -> Sequence[Filter]:
-    return ADAPTER.validate_json(json.dumps(given))
-
-
-def task(
-    instruction: str = "Name the capital of the country.", given: str = "", output: str = "Lima.", **about: Any
-) -> Candidate:
-    about.setdefault("id", f"0-0-{abs(hash((instruction, given, output)))}")
-    return Candidate(request_id="r", instruction=instruction, input=given, output=output, round=0, item=0, **about)
-
-
-def refusal(section: dict[str, Any], candidate: Candidate, *rows: Candidate) -> tuple[str, dict[str, Any]] | None:
-    """Code and evidence of one filter over a pool of the seed and ``rows``."""
-    chain = make_chain(sections(section), [SEED])
-    for row in rows:
-        chain.pool.add(row)
-    verdict = chain.judge(candidate)
-    assert verdict.accepted or verdict.filter == section["kind"]
-    return None if verdict.accepted else (verdict.reason, dict(verdict.evidence))
-
+from selfinstruct.filters import FilterChain, Pool, make_chain
+from selfinstruct.records import Candidate
+from sft.config import Document, build
+from sft.errors import RecipeError, RunError
+from tests.selfinstruct.judged import SEED, OneSection, refusal, sections, task
 
 LENGTH, BLACK = {"kind": "length"}, {"kind": "blacklist"}
 
@@ -302,7 +267,7 @@ def test_a_chain_needs_the_index_of_its_threshold() -> None:
 )
 def test_a_recipe_with_a_bad_filter_is_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        build(_Recipe, Document({"filters": [section]}, {}, "recipe.yaml"))
+        build(OneSection, Document({"filters": [section]}, {}, "recipe.yaml"))
 
 
 # --- resume
@@ -357,106 +322,3 @@ def test_an_index_of_other_rows_or_a_damaged_one_is_built_again(tmp_path: Path, 
     assert not again.restore([ROW], path)
     assert "the novelty index is damaged" in caplog.text
     assert again.judge(task("Sort the words by length.", id="x")).reason == "near_duplicate"
-
-
-# --- contamination
-
-
-def _write(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-LONG = "A farmer has seventeen sheep and all but nine run away so how many sheep does the farmer have left?"
-
-
-@pytest.fixture
-def evaluation(tmp_path: Path) -> str:
-    return _write(
-        tmp_path / "eval.jsonl",
-        {"question_id": 1, "turns": [LONG, "Why?"]},
-        {"question_id": 2, "text": "Describe a quiet harbour town at dawn."},
-        {"instruction": "请用一句话解释什么是光合作用以及它为什么重要。"},
-    )
-
-
-@pytest.mark.parametrize(
-    ("candidate", "reason", "field", "line"),
-    [
-        (task(LONG.upper()), "in_evaluation_set", "instruction", 1),
-        (task("Why?"), "in_evaluation_set", "instruction", 1),
-        (task("Why is that so in your view?"), None, "", 0),
-        (task("Solve this:", LONG), "in_evaluation_set", "input", 1),
-        (task("Solve.", f"Now {LONG[:70]} and no more"), "overlaps_evaluation_set", "task", 1),
-        (task("A farmer has seventeen sheep and some cows", "all but nine run away"), None, "", 0),
-        (task("A farmer has seventeen sheep and all but nine", "run away so how many"), "overlaps_evaluation_set", "task", 1),
-        (task(output=f"Here: {LONG}"), "overlaps_evaluation_set", "output", 1),
-        (task("Please describe a quiet harbour town at dawn, with birds."), "overlaps_evaluation_set", "task", 2),
-        (task("Describe a quiet harbour town."), None, "", 0),
-        (task("小明说：请用一句话解释什么是光合作用以及别的。"), "overlaps_evaluation_set", "task", 3),
-    ],
-)
-def test_contamination(evaluation: str, candidate: Candidate, reason: str | None, field: str, line: int) -> None:
-    found = refusal({"kind": "contamination", "files": [evaluation]}, candidate)
-    if reason is None:
-        assert found is None
-    else:
-        assert found is not None
-        assert (found[0], found[1]["field"], found[1]["where"]) == (reason, field, f"{evaluation}:{line}")
-
-
-def test_every_run_of_the_length_is_found(evaluation: str) -> None:
-    words = LONG.rstrip("?").split()
-    sets = EvaluationTexts([evaluation])
-    assert len(sets) == 4
-    for start in range(len(words) - 12):
-        shared = sets.find("zz " + " ".join(words[start : start + 13]) + " zz")
-        assert shared is not None
-        assert shared.text == " ".join(words[start : start + 13]).lower()
-    for start in range(len(words) - 11):
-        assert sets.find("zz " + " ".join(words[start : start + 12]) + " zz") is None
-
-
-def test_an_evaluation_set_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.jsonl"):
-        make_chain(sections({"kind": "contamination", "files": [str(tmp_path / "gone.jsonl")]}))
-    path = _write(tmp_path / "odd.jsonl", {"text": "a"}, {"frage": "b"})
-    with pytest.raises(
-        DataError, match=r"odd\.jsonl:2: no text under any of question, .*; name the keys of this file in 'fields'"
-    ):
-        make_chain(sections({"kind": "contamination", "files": [path]}))
-    assert make_chain(sections({"kind": "contamination", "files": [path], "fields": ["text", "frage"]})).files() == (path,)
-    (tmp_path / "bad.jsonl").write_text("{nope\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl:1: invalid_json"):
-        EvaluationTexts([str(tmp_path / "bad.jsonl")])
-
-
-# --- post-processing
-
-
-def test_instances_of_one_reply_are_tidied() -> None:
-    good, other = Instance("tin", "pin"), Instance("", "x")
-    kept, out = tidy([good, good, Instance("a", "a"), Instance("a", " "), Instance("Text:", "b"), Instance("a", "b："), other])
-    assert kept == [good, other]
-    assert [code for _, code in out] == ["repeated", "input_is_output", "empty_output", "ends_with_colon", "ends_with_colon"]
-    assert tidy([good, other, Instance("tin", "win")]) == (
-        [],
-        [(i, "contradictory") for i in (good, other, Instance("tin", "win"))],
-    )
-    assert tidy([other, Instance("", "y")])[1] == []
-
-
-def test_inputs_vary_by_the_dice_given() -> None:
-    one, two = "Text: a b\n\nc", "Text: a\nTitle: b"
-    assert {vary_input(one, random.Random(i)) for i in range(40)} == {one, "a b\n\nc", "Text: a b\nc", "a b\nc"}
-    assert {vary_input(two, random.Random(i)) for i in range(40)} == {two}
-    assert [vary_input(one, random.Random(5)) for _ in range(2)] == [vary_input(one, random.Random(5))] * 2
-
-
-def test_prompts_take_all_13_forms_and_only_the_template_is_filled() -> None:
-    with_input = {as_completion("Do {input} it", "{instruction}", "y", random.Random(i)) for i in range(300)}
-    without = {as_completion("Do it", "", "y", random.Random(i)) for i in range(300)}
-    assert len(with_input) == len(WITH_INPUT) == 7
-    assert len(without) == len(WITHOUT_INPUT) == 6
-    assert ("Task: Do {input} it\nInput: {instruction}\nOutput:", " y") in with_input
-    assert ("Do it\n", "y") in without

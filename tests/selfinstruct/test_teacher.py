@@ -1,106 +1,28 @@
-"""The paying teacher through the real ``openai`` client against the local server: every fault, the cap, the key, the ledger."""
+"""The paying teacher through the real ``openai`` client against the local server: every fault, the cap, the key."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import logging
-import threading
 import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfinstruct.records import Completion, Failure, Message, Request, Sampling
+from selfinstruct.records import Completion, Failure
 from selfinstruct.teacher.budget import UNIT, Budget, Price
-from selfinstruct.teacher.client import OpenAIClient
-from selfinstruct.teacher.dispatch import BudgetReached, LedgerTeacher, Progress, Stopped, complete_all
+from selfinstruct.teacher.dispatch import BudgetReached, LedgerTeacher, Stopped, complete_all
 from selfinstruct.teacher.endpoints import Endpoint, Endpoints, key_of
-from selfinstruct.teacher.faults import CallFault, RequestFailed
-from selfinstruct.teacher.journal import Journal
-from selfinstruct.teacher.ledger import Ledger, LedgerBroken
+from selfinstruct.teacher.faults import CallFault
+from selfinstruct.teacher.ledger import Ledger
 from selfinstruct.teacher.rate import Gate
-from selfinstruct.teacher.replay import ReplayTeacher
 from selfinstruct.teacher.sections import EndpointSection, RateSection, RetriesSection
 from sft.errors import InputError, TeacherError
+from tests.selfinstruct.bench import EVERY, KEY, SCHEMA, Bench, asked, bench
 from tests.selfinstruct.fault_server import FaultServer
-from tests.selfinstruct.timing import Moved
-
-KEY = "sk-this-must-not-be-found-anywhere-4711"
-SCHEMA = '{"type":"object"}'
-PRICE = Price(1_000_000, 2_000_000)  # a millionth per prompt token, two per completion token
-EVERY = ("429", "429_after", "500", "disconnect", "cut_body", "cut_json", "wrong_schema", "slow", "no_usage", "wrong_usage")
-
-
-def asked(count: int, *, first: int = 0, max_tokens: int = 200, schema: str | None = None, kind: Any = "chat") -> list[Request]:
-    return [
-        Request(
-            model="m",
-            messages=(Message("user", f"question {n}"),),
-            sampling=Sampling(max_tokens),
-            index=n,
-            schema=schema,
-            kind=kind,
-        )
-        for n in range(first, first + count)
-    ]
-
-
-@dataclass
-class Bench:
-    """A teacher in a run directory, on a clock that sleeping moves."""
-
-    teacher: LedgerTeacher
-    server: FaultServer
-    moved: Moved
-    endpoint: Endpoint
-
-    @property
-    def counts(self) -> Any:
-        return self.teacher.counts
-
-    @property
-    def budget(self) -> Budget:
-        return self.teacher.budget
-
-
-async def on_bench(
-    folder: Path,
-    server: FaultServer,
-    use: Callable[[Bench], Awaitable[Any]],
-    *,
-    retries: dict[str, Any] | None = None,
-    budget: dict[str, Any] | None = None,
-    concurrency: int = 64,
-    client: Callable[[OpenAIClient], Any] = lambda client: client,
-) -> Any:
-    url = await server.start() if server.server is None else f"http://127.0.0.1:{server.server.sockets[0].getsockname()[1]}/v1"
-    moved = Moved()
-    section = EndpointSection(
-        base_url=url,
-        name="here",
-        key_variable="TEST_KEY",
-        rate=RateSection(max_concurrency=concurrency, start_concurrency=concurrency),
-    )
-    knobs = RetriesSection(**{"timeout": 20.0, "attempts": 8, **(retries or {})})
-    made = client(OpenAIClient(section, knobs, key_of(section, {"TEST_KEY": KEY}), moved.clock))
-    endpoint = Endpoint(section.label, made, PRICE, Gate(section.rate, moved.clock))
-    ledger = Ledger.open(folder / "ledger.jsonl")
-    journal = Journal(folder / "journal.jsonl", ledger.__contains__)
-    caps = Budget(**{"prices": {"m": PRICE}, **(budget or {})})
-    teacher = LedgerTeacher(Endpoints([endpoint], moved.clock), ledger, caps, knobs, journal, moved.clock)
-    try:
-        return await use(Bench(teacher, server, moved, endpoint))
-    finally:
-        await teacher.aclose()
-        await server.stop()
-
-
-def bench(folder: Path, server: FaultServer, use: Callable[[Bench], Awaitable[Any]], **knobs: Any) -> Any:
-    return asyncio.run(on_bench(folder, server, use, **knobs))
 
 
 def test_every_passing_fault_is_got_over_and_paid_once(tmp_path: Path) -> None:
@@ -387,112 +309,3 @@ def test_the_key_comes_from_the_environment_or_not_at_all() -> None:
     with pytest.raises(InputError, match="SOME_KEY does not hold a key") as caught:
         key_of(section, {"SOME_KEY": "a b"})
     assert "a b" not in str(caught.value)
-
-
-# --- ledger, order, cancelling
-
-
-def test_equal_requests_are_asked_once_and_results_keep_their_order(tmp_path: Path) -> None:
-    requests = [*asked(20), *asked(20)[::-1], *asked(5)]
-
-    async def use(bench: Bench) -> None:
-        shown: list[Progress] = []
-        results = await complete_all(bench.teacher, requests, progress=shown.append, every=0.001)
-        assert [result.request_id for result in results] == [request.id for request in requests]
-        assert bench.server.stats.requests == 20
-        assert (shown[-1].done, shown[-1].total, shown[-1].in_flight, shown[-1].cap) == (45, 45, 0, None)
-        assert shown[-1].money == pytest.approx(sum(one.cost for one in results[:20] if isinstance(one, Completion)))
-
-    bench(tmp_path, FaultServer(delay=0.005), use)
-
-
-def test_a_cancelled_round_keeps_what_came_and_counts_what_was_open(tmp_path: Path) -> None:
-    async def use(bench: Bench) -> None:
-        running = asyncio.ensure_future(complete_all(bench.teacher, asked(300)))
-        while bench.server.stats.paid.total() < 100:
-            await asyncio.sleep(0.001)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-    server = FaultServer(delay=0.002)
-    bench(tmp_path, server, use, concurrency=16)
-    with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
-        lost = Journal(tmp_path / "journal.jsonl", ledger.__contains__)
-        assert len(ledger) >= 100 - 16
-        assert server.stats.paid.total() <= len(ledger) + lost.spent.lost_requests
-        lost.close()
-
-
-def test_a_reply_that_came_is_written_however_the_round_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, real = threading.Event(), Ledger._append
-
-    def slow(self: Ledger, lines: list[bytes]) -> None:
-        assert go_on.wait(20)
-        real(self, lines)
-
-    async def use(bench: Bench) -> None:
-        monkeypatch.setattr(Ledger, "_append", slow)
-        running = asyncio.ensure_future(complete_all(bench.teacher, asked(8)))
-        while bench.server.stats.paid.total() < 8 or bench.teacher.endpoints.in_flight:  # all came, none is written
-            await asyncio.sleep(0.001)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        go_on.set()
-        assert (bench.budget.spent.requests, bench.budget.spent.lost_requests, bench.budget.reserved_money) == (8, 0, 0)
-
-    bench(tmp_path, FaultServer(delay=0.02), use)
-    with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
-        assert all(request.id in ledger for request in asked(8))
-        assert Journal(tmp_path / "journal.jsonl", ledger.__contains__).in_flight_at_kill == 0
-
-
-def test_drain_lets_calls_under_way_end(tmp_path: Path) -> None:
-    async def use(bench: Bench) -> None:
-        running = asyncio.ensure_future(complete_all(bench.teacher, asked(300)))
-        while bench.server.stats.paid.total() < 50:
-            await asyncio.sleep(0.001)
-        bench.teacher.drain()
-        with pytest.raises(Stopped, match="interrupted; everything that was paid for is in the ledger"):
-            await running
-        assert len(bench.teacher.ledger) == bench.server.stats.paid.total() < 300
-
-    bench(tmp_path, FaultServer(delay=0.002), use, concurrency=16)
-
-
-def test_a_ledger_that_cannot_grow_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Ledger, lines: list[bytes]) -> None:
-        raise LedgerBroken("the ledger cannot grow")
-
-    async def use(bench: Bench) -> None:
-        monkeypatch.setattr(Ledger, "_append", full)
-        with pytest.raises(LedgerBroken, match="the ledger cannot grow"):
-            await complete_all(bench.teacher, asked(100))
-        assert bench.server.stats.requests <= 8
-
-    bench(tmp_path, FaultServer(delay=0.005), use, concurrency=4)
-
-
-def test_replay_answers_from_ledgers_alone(tmp_path: Path) -> None:
-    async def use(bench: Bench) -> list[Any]:
-        return await complete_all(bench.teacher, asked(30))
-
-    recorded = bench(tmp_path, FaultServer(faults={"content_filter": 0.2}, in_a_row=1), use)
-
-    async def again() -> None:
-        teacher = ReplayTeacher([tmp_path])
-        assert await complete_all(teacher, asked(30)) == recorded
-        assert teacher.hits == 30
-        with pytest.raises(
-            TeacherError, match=r"the replay does not hold request [0-9a-f]{32} \(round 0, tasks, number 77\)"
-        ) as caught:
-            await teacher.complete(asked(1, first=77)[0])
-        assert not isinstance(caught.value, RequestFailed)
-        teacher.close()
-
-    asyncio.run(again())
-    with pytest.raises(InputError, match="a replay needs at least one ledger"):
-        ReplayTeacher([])
-    with pytest.raises(InputError, match="the ledger cannot be read: No such file"):
-        ReplayTeacher([tmp_path / "none.jsonl"])
