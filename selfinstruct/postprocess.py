@@ -1,6 +1,7 @@
 """Self-Instruct's stage 4: what one reply's instances lose, and how inputs are varied.
 
-Source: yizhongw/self-instruct, ``prepare_for_finetuning.py``, without its 13 prompt forms: how a row is put is the training template's. All dice are given from outside, so a replay throws them alike.
+Source: yizhongw/self-instruct, ``prepare_for_finetuning.py``, without its 13 prompt forms: how a row is put is the training template's.
+All dice are given from outside, so a replay throws them alike.
 """
 
 from __future__ import annotations
