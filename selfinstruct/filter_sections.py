@@ -19,9 +19,10 @@ import pydantic
 from pydantic import Field
 
 from selfinstruct.filter_lists import BLACKLIST, PLACEHOLDERS, PROGRAM, REFUSAL_OPENINGS, REFUSALS
+from selfinstruct.languages import LANGUAGES, foreign, language
 from selfinstruct.pool import Pool, Refusal
 from selfinstruct.records import Candidate
-from selfinstruct.text import LANGUAGES, WORD_LEFT, WORD_RIGHT, is_cjk, language, length, normal, tokens
+from selfinstruct.text import WORD_LEFT, WORD_RIGHT, is_cjk, length, normal, tokens
 from sft.config import KeyedError, Section
 
 TextField = Literal["instruction", "input", "output"]
@@ -168,7 +169,7 @@ class FirstCharacterFilter(Filter):
 
 
 class LanguageFilter(Filter):
-    """``other_language``, ``language_unknown``: by script, and by function words within Latin script. No model; meant for en and zh."""
+    """``other_language``, ``language_unknown``: by script, and by function words within Latin script. No model; in doubt it keeps."""
 
     kind: Literal["language"] = "language"
     keep: tuple[str, ...] = Field(min_length=1)
@@ -192,11 +193,13 @@ class LanguageFilter(Filter):
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         for name in self.fields:
             text = getattr(candidate, name)
-            found = language(text) if text.strip() else self.keep[0]
-            if found == "und" and self.unknown == "refuse":
-                return Refusal("language_unknown", {"field": name})
-            if found != "und" and found not in self.keep:
+            if not text.strip():
+                continue
+            found = foreign(text, self.keep)
+            if found is not None:
                 return Refusal("other_language", {"field": name, "language": found})
+            if self.unknown == "refuse" and language(text) == "und":
+                return Refusal("language_unknown", {"field": name})
         return None
 
 

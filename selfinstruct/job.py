@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.judging import make_judge
+from selfinstruct.languages import language
 from selfinstruct.loop import Job
 from selfinstruct.recipe import Recipe, values
 from selfinstruct.records import SeedTask, digest
@@ -20,10 +21,9 @@ from selfinstruct.store import TARGET
 from selfinstruct.strategies import make_strategy
 from selfinstruct.strategies.base import Asking
 from selfinstruct.strategies.sections import AlpacaSection
-from selfinstruct.text import language
 from sft.errors import DataError, ResumeError
 
-FORMAT = 1
+FORMAT = 2
 """Of the rows and candidates: raised when the same recipe and ledger would give other bytes."""
 # Values on which no byte of the data depends.
 _FREE = (

@@ -1,22 +1,13 @@
-"""Tokens, lengths and languages: rouge_score's tokens on ASCII, sensible ones for every other script."""
+"""Tokens and lengths: rouge_score's tokens on ASCII, sensible ones for every other script."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import tokenize
 
-from selfinstruct.text import is_cjk, language, length, normal, tokens
-
-DATA = Path(__file__).resolve().parents[2] / "data"
-
-
-def _instructions(name: str) -> list[str]:
-    return [json.loads(line)["instruction"] for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+from selfinstruct.text import length, normal, tokens
 
 
 @given(st.text(st.characters(max_codepoint=127)))
@@ -60,32 +51,6 @@ def test_a_space_between_tokens_changes_nothing(text: str) -> None:
 )
 def test_length_has_the_unit_of_the_script(text: str, expected: tuple[int, str]) -> None:
     assert length(text) == expected
-
-
-def test_the_seeds_are_in_their_language() -> None:
-    english = [text for text in _instructions("seed_tasks.jsonl") if language(text) not in ("en", "und")]
-    chinese = [text for text in _instructions("seed_tasks_zh.jsonl") if language(text) != "zh" or not is_cjk(text)]
-    assert (english, chinese) == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Écris un poème sur la mer pour les enfants.", "fr"),
-        ("Schreibe ein Gedicht über das Meer und die Sonne.", "de"),
-        ("Escribe un poema sobre el mar para los niños.", "es"),
-        ("海についての詩を書いてください。", "ja"),
-        ("바다에 대한 시를 써 주세요.", "ko"),
-        ("Напиши стихотворение о море.", "ru"),
-        ('Translate "Il fait beau avec les enfants" into English for the class.', "en"),
-        ("改写这句话：“She is taking a short break from the practice of the day”", "zh"),
-        ("用Python和Java比较quick sort", "zh"),
-        ("1 + 1 = ?", "und"),
-        ("", "und"),
-    ],
-)
-def test_language(text: str, expected: str) -> None:
-    assert language(text) == expected
 
 
 def test_normal_forms() -> None:
