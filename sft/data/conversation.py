@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "input", "assistant", "tool"]
@@ -37,11 +37,18 @@ class Conversation:
         id: unique within its source; ``file:line`` (or ``file#index``) if the row has none of its own.
         turns: in order.
         source: label of the recipe's source, for reports per source.
+        where: ``file:line[:column]``, ``file#index`` or ``hub#index`` of the row; empty for one that was not read from a source.
     """
 
     id: str
     turns: tuple[Turn, ...]
     source: str
+    where: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """How to find the row in its file: where it stands, with its own id behind."""
+        return self.id if not self.where or self.id.startswith(self.where) else f"{self.where} ({self.id})"
 
     def fingerprint(self) -> str:
         """sha256 over roles and texts, the same for equal conversations whatever their id or source."""
@@ -124,4 +131,4 @@ def fold_inputs(conversation: Conversation, separator: str = "\n\n") -> Conversa
             turns[-1] = Turn("user", turns[-1].content + separator + turn.content, turns[-1].train)
         else:
             turns.append(Turn("user", turn.content, turn.train) if turn.role == "input" else turn)
-    return Conversation(conversation.id, tuple(turns), conversation.source)
+    return replace(conversation, turns=tuple(turns))

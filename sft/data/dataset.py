@@ -239,7 +239,7 @@ def iterate_sources(sources: Sequence[Source], drops: Drops, progress: bool) -> 
 
     with tqdm(desc="reading and tokenising", unit=" rows", disable=not progress, leave=False) as bar:
         for index, source in enumerate(sources):
-            for conversation, _ in source_files.read_source(source, drops):
+            for conversation in source_files.read_source(source, drops):
                 bar.update()
                 yield index, conversation
 

@@ -85,10 +85,10 @@ def fit(
     for i, outcome in _together(splits, encoder).items():
         outcomes[i] = outcome
     out: list[list[Fitted]] = []
-    for found in outcomes:
+    for found, conversation in zip(outcomes, conversations, strict=True):
         assert found is not None
         if found.drop:
-            drops.add(found.drop)
+            drops.add(replace(found.drop, id=conversation.place))
         drops.changed.update(found.changed)
         out.append(found.rows)
     return out
@@ -103,7 +103,7 @@ def _unsplit(row: Traced | Drop, conversation: Conversation, max_length: int, ov
         return _Outcome([Fitted(row.row, conversation, row)])
     if overflow == "error":
         raise DataError(
-            f"{row.row.id}: {length} tokens, data.max_length is {max_length}; "
+            f"{conversation.place}: {length} tokens, data.max_length is {max_length}; "
             "raise it, or set data.overflow to drop, truncate or split"
         )
     if overflow == "drop":
@@ -281,7 +281,7 @@ class _Plan:
     def part(self, begin: int, end: int) -> Conversation:
         """The conversation of exchanges ``[begin, end)``, behind the system message of the whole."""
         turns = self._head + tuple(turn for pair in self.pairs[begin:end] for turn in pair)
-        return Conversation(f"{self._conversation.id}#{begin}", turns, self._conversation.source)
+        return replace(self._conversation, id=f"{self._conversation.id}#{begin}", turns=turns)
 
     def guess(self, begin: int, max_length: int) -> int:
         """The end of the longest part that seems to fit, at least one exchange behind ``begin``."""

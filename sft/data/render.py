@@ -48,7 +48,10 @@ class Renderer:
         turns = self._with_system(self.turns_of(conversation))
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
         if len(answers) > 1 and not self.template.multi_turn:
-            detail = f"the template {self.template.name} holds one answer, this row has {len(answers)}"
+            detail = (
+                f"the template {self.template.name} holds one answer, this row has {len(answers)}: "
+                "name one that holds many, such as vicuna_v1.1 or chatml"
+            )
             raise RenderRefused("template_refused", detail)
         rendered = self._write(turns, prompt=False)
         if not self._marked:

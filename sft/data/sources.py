@@ -98,7 +98,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
     return {"label": source.label, "files": entries}
 
 
-def read_source(source: Source, drops: Drops) -> Iterator[tuple[Conversation, str]]:
+def read_source(source: Source, drops: Drops) -> Iterator[Conversation]:
     """Read every row of a source, in file order.
 
     Each row read is either yielded (once; a seed task once per instance) or added to ``drops``, never both and never neither.
@@ -110,7 +110,7 @@ def read_source(source: Source, drops: Drops) -> Iterator[tuple[Conversation, st
         drops: gets the unusable rows.
 
     Yields:
-        The conversation and its place: ``file:line[:column]``, ``file#index`` or ``hub#index``.
+        The conversation, which knows its place.
 
     Raises:
         DataError: no files, an unreadable file, a Hub data set that cannot be had, or no one format that fits.
@@ -131,7 +131,7 @@ def read_source(source: Source, drops: Drops) -> Iterator[tuple[Conversation, st
         ids.add(base)
         for number, turns in enumerate(parsed.conversations):
             full = base if len(parsed.conversations) == 1 else f"{base}/{number}"
-            yield Conversation(full, turns, label), raw.where
+            yield Conversation(full, turns, label, raw.where)
 
 
 def _sound(raw: RawRow) -> Any:

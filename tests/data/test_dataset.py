@@ -63,6 +63,20 @@ def test_more_drops_than_allowed_are_refused_with_an_example_of_each(tmp_path: P
     assert len(run(recipe(tmp_path, rows, data__max_drop_share=0.2)).train) == 8
 
 
+def test_a_row_that_the_template_or_the_length_refuses_is_named_by_its_place(tmp_path: Path) -> None:
+    two = [{"from": r, "value": "x"} for r in ("human", "gpt", "human", "gpt")]
+    path = write(tmp_path / "rows.jsonl", [{"id": "mine", "conversations": two}, {"conversations": two[:2]}])
+    rows = {"path": path, "format": "sharegpt"}
+    with pytest.raises(DataError) as refusal:
+        run(recipe(tmp_path, rows, template__name="alpaca_short"))
+    assert str(refusal.value).splitlines()[1] == (
+        f"  template_refused: 1, such as {path}:1 (mine): the template alpaca_short holds one answer, this row has 2: "
+        "name one that holds many, such as vicuna_v1.1 or chatml"
+    )
+    with pytest.raises(DataError, match=rf"^{path}:1 \(mine\): \d+ tokens, data\.max_length is 20; raise it"):
+        run(recipe(tmp_path, rows, data__max_length=20, data__overflow="error"))
+
+
 def test_rows_left_out_on_request_are_no_fault_but_counted(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", alpaca("a", "b" * 50, "c" * 50))
     made = run(recipe(tmp_path, rows, data__max_length=60, data__overflow="drop", data__max_drop_share=0.0))

@@ -40,7 +40,7 @@ def _lines(path: Path, *rows: Any) -> Path:
     return path
 
 
-def _read(source: Source) -> tuple[list[tuple[Conversation, str]], Drops]:
+def _read(source: Source) -> tuple[list[Conversation], Drops]:
     drops = Drops()
     return list(read_source(source, drops)), drops
 
@@ -137,16 +137,16 @@ def test_several_conversations_of_a_row(tmp_path: Path) -> None:
         {"instruction": "q", "instances": instances},
     )
     read, _ = _read(Source(path=str(path)))
-    assert [(c.id, where) for c, where in read] == [
+    assert [(c.id, c.where) for c in read] == [
         ("s/0", f"{path}:1"), ("s/1", f"{path}:1"), (f"{path}:2/0", f"{path}:2"), (f"{path}:2/1", f"{path}:2"),
     ]  # fmt: skip
-    assert {c.turns for c, _ in read} == {TURNS}
+    assert {c.turns for c in read} == {TURNS}
 
 
 def test_drops_say_which_row_and_why(tmp_path: Path) -> None:
     path = _lines(tmp_path / "a.jsonl", "{broken", {"id": "n", "src": "q"}, GOOD, {**GOOD, "tgt": ""}, [], '{"a":1,"a":1}')
     read, drops = _read(Source(path=str(path)))
-    assert [where for _, where in read] == [f"{path}:3"]
+    assert [c.where for c in read] == [f"{path}:3"]
     assert drops.counts == {"invalid_json": 1, "missing_field": 1, "empty_answer": 1, "not_an_object": 1, "duplicate_key": 1}
     detail = "Expecting property name enclosed in double quotes at column 2"
     assert drops.examples["invalid_json"] == [Drop(f"{path}:1", "invalid_json", detail)]
@@ -211,7 +211,7 @@ def test_auto_with_nothing_readable_drops_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["auto", "src_tgt"])
 def test_columns_that_the_format_has_not_are_refused(tmp_path: Path, form: Any) -> None:
     path = _lines(tmp_path / "a.jsonl", {"src": "q", "answer": "r"})
-    assert _read(Source(path=str(path), format=form, columns={"tgt": "answer"}))[0][0][0].turns == TURNS
+    assert _read(Source(path=str(path), format=form, columns={"tgt": "answer"}))[0][0].turns == TURNS
     with pytest.raises(DataError, match="'columns' maps 'target', but the fields of format src_tgt are src, tgt, id"):
         _read(Source(path=str(path), format=form, columns={"tgt": "answer", "target": "answer"}))
 
@@ -233,8 +233,8 @@ def test_no_row_is_lost_silently(tmp_path_factory: pytest.TempPathFactory, rows:
     dropped = {drop.id.split(" ")[0] for drops_of in drops.examples.values() for drop in drops_of}
     raw = list(read_rows(path))
     assert len(read) + drops.total == len(raw)
-    assert {where for _, where in read} | dropped == {row.where for row in raw}
-    assert len({conversation.id for conversation, _ in read}) == len(read)
+    assert {c.where for c in read} | dropped == {row.where for row in raw}
+    assert len({conversation.id for conversation in read}) == len(read)
     assert len(raw) == len(rows) or (name == "a.json" and drops.counts["broken_file"] == 1)
 
 

@@ -21,9 +21,9 @@ READ_AS: dict[Format, FormatName] = {"alpaca": "alpaca", "sharegpt": "sharegpt",
 def _turns(path: Path, format: Format) -> list[list[tuple[str, str]]]:
     """The exported folder, as the training side reads it, told nothing about its format."""
     drops = Drops()
-    conversations: list[Conversation] = [conversation for conversation, _ in read_source(Source(path=str(path)), drops)]
+    conversations: list[Conversation] = list(read_source(Source(path=str(path)), drops))
     assert not drops.counts
-    told = [conversation for conversation, _ in read_source(Source(path=str(path), format=READ_AS[format]), drops)]
+    told = list(read_source(Source(path=str(path), format=READ_AS[format]), drops))
     assert [c.turns for c in told] == [c.turns for c in conversations]
     return [[(turn.role, turn.content) for turn in conversation.turns] for conversation in conversations]
 
