@@ -74,7 +74,8 @@ def plan(
     from sft.files import write_json
     from sft.model.load import check_length, load_config
     from sft.model.tokenizer import tokenizer_for
-    from sft.plan import make_plan, print_plan
+    from sft.plan import make_plan
+    from sft.plan_report import print_plan
     from sft.recipe import load_recipe
 
     loaded, _ = load_recipe(recipe, set_ or ())

@@ -17,15 +17,12 @@ import pydantic
 from sft.config import require
 from sft.data.packing import StepPlan, plan_steps
 from sft.plan_memory import Load, MemoryPlan, ModelShape, memory_estimate, model_shape, short, trainable_parameters
-from sft.plan_report import print_plan
 from sft.recipe import PlanSection, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from sft.data.dataset import Prepared
-
-__all__ = ["make_plan", "print_plan"]
 
 
 @dataclass(frozen=True, slots=True)

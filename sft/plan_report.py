@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from sft.plan import DataPlan, Plan
 from sft.plan_memory import short
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from sft.plan import DataPlan, Plan
 
 
 def _data_lines(d: DataPlan) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 
 from sft import plan as planner
 from sft.data.dataset import Prepared, RowStore
-from sft.plan import print_plan
 from sft.plan_memory import MemoryPlan
+from sft.plan_report import print_plan
 from sft.recipe import Recipe
 
 GIB = 2**30

@@ -124,7 +124,9 @@ def test_rows_come_in_file_order_with_ids_and_places(tmp_path: Path) -> None:
     a, b, c = (str(tmp_path / name) for name in ("a.json", "b.jsonl", "c.parquet"))
     places = [f"{a}:1", f"{a}:1:28", f"{a}:1:54", f"{b}:1", f"{b}:2", f"{c}#0", f"{c}#1"]
     ids = [f"{a}:1", f"{a}:1:28", "x", f"{b}:1", "5", f"{c}#0", f"{c}#1"]  # the second "x" goes by its place
-    assert read == [(Conversation(i, TURNS, "mine"), place) for i, place in zip(ids, places, strict=True)]
+    assert [(c, c.where) for c in read] == [
+        (Conversation(i, TURNS, "mine"), place) for i, place in zip(ids, places, strict=True)
+    ]
     assert drops == Drops(changed=drops.changed)
     assert drops.changed == {"repeated_id": 1}
 
@@ -255,7 +257,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _fake_hub(monkeypatch, [GOOD, {"src": "q", "tgt": None}, {**GOOD, "id": "x"}])
     read, drops = _read(Source(hub="org/set", subset="en", split="test", revision="abc"))
     assert asked == [(("org/set",), {"name": "en", "split": "test", "revision": "abc"})]
-    assert read == [
+    assert [(c, c.where) for c in read] == [
         (Conversation("org/set#0", TURNS, "org/set"), "org/set#0"),
         (Conversation("x", TURNS, "org/set"), "org/set#2"),
     ]
