@@ -25,25 +25,8 @@ BLACKLIST = (
 )
 PROGRAM = ("write a program", "编写一个程序", "写一个程序", "编写程序")
 PLACEHOLDERS = ("<nooutput>", "<no output>", "nooutput", "<noinput>", "n/a", "无输出")
-REFUSALS = (
-    *(
-        "as an ai language model",
-        "as a language model",
-        "as an ai assistant",
-        "i am an ai language model",
-        "i'm an ai language model",
-    ),
-    *(
-        "as an artificial intelligence",
-        "i am just an ai",
-        "i'm just an ai",
-        "i do not have personal opinions",
-        "i don't have personal opinions",
-    ),
-    *("作为一个人工智能", "作为一名人工智能", "作为人工智能", "作为一个ai", "作为一名ai", "作为ai语言模型", "作为一个语言模型"),
-    *("我是一个人工智能", "我只是一个人工智能", "我是一个ai", "我是一个语言模型"),
-)
-"""Refused wherever they stand in the output."""
+REFUSALS = ("i do not have personal opinions", "i don't have personal opinions")
+"""Refused wherever they stand in the output, besides what speaks as a model (:mod:`selfinstruct.model_speech`)."""
 REFUSAL_OPENINGS = (
     *(
         "i'm sorry, but i can",
@@ -52,6 +35,7 @@ REFUSAL_OPENINGS = (
         "sorry, but i can",
         "sorry, i can't",
         "sorry, i cannot",
+        "i apologize, but i can",
     ),
     *(
         "i'm unable to",
@@ -72,6 +56,9 @@ REFUSAL_OPENINGS = (
         "很抱歉，我不能",
         "很抱歉，作为",
         "抱歉，作为",
+        "对不起，作为",
+        "非常抱歉，我无法",
+        "很遗憾，我无法",
     ),
     *("我无法回答", "我不能回答", "我无法提供", "我无法完成"),
 )

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from selfinstruct.filter_lists import BLACKLIST, PLACEHOLDERS, PROGRAM, REFUSAL_OPENINGS, REFUSALS
 from selfinstruct.languages import LANGUAGES, foreign, language
+from selfinstruct.model_speech import speaks_as_model
 from selfinstruct.pool import Pool, Refusal
 from selfinstruct.records import Candidate
 from selfinstruct.text import WORD_LEFT, WORD_RIGHT, is_cjk, length, normal, tokens
@@ -243,9 +244,11 @@ class InputIsOutputFilter(Filter):
 
 
 class RefusalFilter(Filter):
-    """``teacher_refused``: the output speaks as an AI model, or begins with an apology for not answering."""
+    """``teacher_refused``: the output speaks as an AI model, or begins with an apology for not answering. One about AI passes."""
 
     kind: Literal["refusal"] = "refusal"
+    as_a_model: bool = True
+    """Refuse "As an AI, I ..." and its kin, English and Chinese, in the first person and outside quotes and dialogues."""
     phrases: tuple[str, ...] = REFUSALS
     """Refused wherever they stand; case, quotes and white space do not matter."""
     openings: tuple[str, ...] = REFUSAL_OPENINGS
@@ -253,7 +256,9 @@ class RefusalFilter(Filter):
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         text = normal(candidate.output)
-        said = next((phrase for phrase in _normals(self.phrases) if phrase in text), None)
+        said = speaks_as_model(candidate.output) if self.as_a_model else None
+        if said is None:
+            said = next((phrase for phrase in _normals(self.phrases) if phrase in text), None)
         if said is None:
             said = next((opening for opening in _normals(self.openings) if text.startswith(opening)), None)
         return None if said is None else Refusal("teacher_refused", {"phrase": said})

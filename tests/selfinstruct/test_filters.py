@@ -80,11 +80,11 @@ LENGTH, BLACK = {"kind": "length"}, {"kind": "blacklist"}
         ({"kind": "input_is_output"}, task(given="a b", output="A b"), None),
         (
             {"kind": "refusal"},
-            task(output="Well, as  an AI language\nmodel"),
-            ("teacher_refused", {"phrase": "as an ai language model"}),
+            task(output="Well, as  an AI language\nmodel, I cannot"),
+            ("teacher_refused", {"phrase": "as an ai language model, i"}),
         ),
         ({"kind": "refusal"}, task(output="I’m sorry, but I can’t"), ("teacher_refused", {"phrase": "i'm sorry, but i can"})),
-        ({"kind": "refusal"}, task(output="作为一个人工智能，我不能"), ("teacher_refused", {"phrase": "作为一个人工智能"})),
+        ({"kind": "refusal"}, task(output="作为一个人工智能，我不能"), ("teacher_refused", {"phrase": "作为一个人工智能,我"})),
         ({"kind": "refusal"}, task(output="He said: \"I'm sorry, but I can't.\""), None),
         (
             {"kind": "refusal", "phrases": ["I REFUSE"], "openings": []},
