@@ -24,6 +24,29 @@ BLACKLIST = (
     ),
 )
 PROGRAM = ("write a program", "编写一个程序", "写一个程序", "编写程序")
+# Behind "write a program": what makes it the program of an evening, or a trade, and no code.
+PROGRAM_COMPOUNDS = (
+    *("note", "notes", "guide", "booklet", "book", "brochure", "leaflet", "description", "proposal", "evaluation", "director"),
+    *("manager", "coordinator", "schedule", "of events", "of music", "of songs", "of works", "of activities", "of exercises"),
+    *("员", "正义", "性", "设计课", "设计比赛", "设计竞赛"),
+)
+EVENTS = (
+    *("anniversary", "assembly", "ball", "banquet", "ceremony", "concert", "conference", "convention", "dinner", "event"),
+    *(
+        "evening",
+        "exhibition",
+        "fair",
+        "festival",
+        "fundraiser",
+        "funeral",
+        "gala",
+        "graduation",
+        "memorial",
+        "opera",
+        "parade",
+    ),
+    *("party", "performance", "play", "production", "recital", "retreat", "reunion", "seminar", "show", "symposium", "wedding"),
+)
 PLACEHOLDERS = ("<nooutput>", "<no output>", "nooutput", "<noinput>", "n/a", "无输出")
 REFUSALS = ("i do not have personal opinions", "i don't have personal opinions")
 """Refused wherever they stand in the output, besides what speaks as a model (:mod:`selfinstruct.model_speech`)."""

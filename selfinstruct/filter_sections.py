@@ -18,7 +18,15 @@ from typing import Any, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from selfinstruct.filter_lists import BLACKLIST, PLACEHOLDERS, PROGRAM, REFUSAL_OPENINGS, REFUSALS
+from selfinstruct.filter_lists import (
+    BLACKLIST,
+    EVENTS,
+    PLACEHOLDERS,
+    PROGRAM,
+    PROGRAM_COMPOUNDS,
+    REFUSAL_OPENINGS,
+    REFUSALS,
+)
 from selfinstruct.languages import LANGUAGES, foreign, language
 from selfinstruct.model_speech import speaks_as_model
 from selfinstruct.pool import Pool, Refusal
@@ -137,8 +145,18 @@ class BlacklistFilter(Filter):
         return Refusal("blacklisted_word", {"word": found[0]}) if found else None
 
 
+# "for our spring concert", at the end or before what tells more of the evening; "for the concert hall" is of software
+_EVENT = re.compile(
+    rf" for (?:an?|the|our|my|your|this|his|her|their) (?:[\w'-]+ ){{0,3}}?(?:{'|'.join(EVENTS)})(?![\w-])(?! \w+ing\b)"
+)
+_CODE = re.compile(r"\b(?:that|which|algorithm|api|app|booking|code|hall|input|java|python|system|tickets?)\b")
+
+
 class ProgramFilter(Filter):
-    """``asks_for_a_program``: the instruction begins with one of the phrases; case does not matter."""
+    """``asks_for_a_program``: the instruction begins with one of the phrases, in whole words; case does not matter.
+
+    A program note, a program for a concert and 程序员 are no program of this kind.
+    """
 
     instruction_only = True
     kind: Literal["write_a_program"] = "write_a_program"
@@ -147,8 +165,13 @@ class ProgramFilter(Filter):
 
     def check(self, candidate: Candidate, pool: Pool, scores: Scores) -> Refusal | None:
         text = normal(candidate.instruction)
-        found = next((opening for opening in _normals(self.openings) if text.startswith(opening)), None)
-        return None if found is None else Refusal("asks_for_a_program", {"opening": found})
+        found = _words_pattern(_normals(self.openings)).match(text) if self.openings else None
+        if not found:
+            return None
+        behind = text[found.end() :]
+        compound = _words_pattern(PROGRAM_COMPOUNDS).match(behind.lstrip())
+        event = _EVENT.match(behind) and not _CODE.search(behind)
+        return None if compound or event else Refusal("asks_for_a_program", {"opening": found[0]})
 
 
 class FirstCharacterFilter(Filter):

@@ -14,7 +14,7 @@ from sft.config import Document, build
 from sft.errors import RecipeError, RunError
 from tests.selfinstruct.judged import SEED, OneSection, refusal, sections, task
 
-LENGTH, BLACK = {"kind": "length"}, {"kind": "blacklist"}
+LENGTH, BLACK, PROGRAM = {"kind": "length"}, {"kind": "blacklist"}, {"kind": "write_a_program"}
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,34 @@ LENGTH, BLACK = {"kind": "length"}, {"kind": "blacklist"}
         (BLACK | {"also": ["house"]}, task("Paint a house for me."), ("blacklisted_word", {"word": "house"})),
         (BLACK | {"allowed": ["concept map"]}, task("Describe a Concept Map of cells"), None),
         (BLACK | {"allowed": ["concept map"]}, task("Describe a concept map as a map"), ("blacklisted_word", {"word": "map"})),
-        ({"kind": "write_a_program"}, task("Write a program to sort"), ("asks_for_a_program", {"opening": "write a program"})),
-        ({"kind": "write_a_program"}, task("编写一个程序计算平均数"), ("asks_for_a_program", {"opening": "编写一个程序"})),
-        ({"kind": "write_a_program"}, task("Explain how to write a program"), None),
+        (PROGRAM, task("Write a program to sort"), ("asks_for_a_program", {"opening": "write a program"})),
+        (PROGRAM, task("编写一个程序计算平均数"), ("asks_for_a_program", {"opening": "编写一个程序"})),
+        (PROGRAM, task("Explain how to write a program"), None),
+        (PROGRAM, task("Write a program that reverses a list"), ("asks_for_a_program", {"opening": "write a program"})),
+        (PROGRAM, task("Write a program."), ("asks_for_a_program", {"opening": "write a program"})),
+        (PROGRAM, task("Write a program for sorting names"), ("asks_for_a_program", {"opening": "write a program"})),
+        (PROGRAM, task("write a program for the concert hall"), ("asks_for_a_program", {"opening": "write a program"})),
+        (PROGRAM, task("Write a program for a party that draws lots"), ("asks_for_a_program", {"opening": "write a program"})),
+        (PROGRAM, task("Write a program for event booking"), ("asks_for_a_program", {"opening": "write a program"})),
+        (
+            PROGRAM,
+            task("Write a program to print the notes of a scale"),
+            ("asks_for_a_program", {"opening": "write a program"}),
+        ),
+        (PROGRAM, task("写一个程序，输出一到一百"), ("asks_for_a_program", {"opening": "写一个程序"})),
+        (
+            PROGRAM | {"openings": ["code a tool"]},
+            task("Code a tool to count"),
+            ("asks_for_a_program", {"opening": "code a tool"}),
+        ),
+        (PROGRAM | {"openings": []}, task("Write a program to sort"), None),
+        (PROGRAM, task("Write a programme note for a concert."), None),
+        (PROGRAM, task("Write a programme of three songs for the school assembly"), None),
+        (PROGRAM, task("Write a program note of two sentences"), None),
+        (PROGRAM, task("Write a program for our annual spring concert, three parts"), None),
+        (PROGRAM, task("Write a program of events for a village fair"), None),
+        (PROGRAM, task("Write a programming lesson for children"), None),
+        (PROGRAM, task("写一个程序员的一天"), None),
         ({"kind": "first_character"}, task("(a) Sort these"), ("starts_with_punctuation", {"character": "("})),
         ({"kind": "first_character"}, task("$5 are how many euros"), ("starts_with_punctuation", {"character": "$"})),
         ({"kind": "first_character"}, task("，写一首诗"), ("starts_with_punctuation", {"character": "，"})),
