@@ -49,7 +49,7 @@ EVENTS = (
 )
 PLACEHOLDERS = ("<nooutput>", "<no output>", "nooutput", "<noinput>", "n/a", "无输出")
 REFUSALS = ("i do not have personal opinions", "i don't have personal opinions")
-"""Refused wherever they stand in the output, besides what speaks as a model (:mod:`selfinstruct.model_speech`)."""
+"""Refused wherever they stand in the output, besides what speaks as a model (:mod:`sft.text.model_speech`)."""
 REFUSAL_OPENINGS = (
     *(
         "i'm sorry, but i can",

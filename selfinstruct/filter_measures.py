@@ -8,12 +8,12 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from selfinstruct.contamination import FIELDS, EvaluationTexts
 from selfinstruct.filter_sections import Filter, Scores
 from selfinstruct.pool import Pool, Refusal
 from selfinstruct.records import Candidate
 from sft.config import KeyedError
 from sft.errors import RunError
+from sft.text.contamination import FIELDS, EvaluationTexts
 
 
 class ContradictionFilter(Filter):

@@ -28,11 +28,11 @@ from selfinstruct.filter_lists import (
     REFUSALS,
 )
 from selfinstruct.languages import LANGUAGES, foreign, language
-from selfinstruct.model_speech import speaks_as_model
 from selfinstruct.pool import Pool, Refusal
 from selfinstruct.records import Candidate
-from selfinstruct.text import WORD_LEFT, WORD_RIGHT, is_cjk, length, normal, tokens
 from sft.config import KeyedError, Section
+from sft.text.model_speech import speaks_as_model
+from sft.text.tokens import WORD_LEFT, WORD_RIGHT, is_cjk, length, normal, tokens
 
 TextField = Literal["instruction", "input", "output"]
 Scores = Mapping[str, Any]

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 
-from selfinstruct.text import HAN, HANGUL, KANA
+from sft.text.tokens import HAN, HANGUL, KANA
 
 _QUOTED = re.compile(r"\"[^\"\n]*\"|(?<!\w)'[^'\n]*'(?!\w)|[“「『《‘][^”」』》’\n]*[”」』》’]|`[^`\n]*`|&#?\w+;")
 _MATERIAL = re.compile(r"[:：\n]")  # behind the first one stands what the task is about, often in another language

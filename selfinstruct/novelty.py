@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfinstruct.text import TOKENISER, tokens
 from sft.errors import DataError
+from sft.text.tokens import TOKENISER, tokens
 
 if TYPE_CHECKING:
     import numpy as np

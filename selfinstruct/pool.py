@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfinstruct.records import Candidate, SeedTask
-from selfinstruct.text import normal
 from sft.errors import DataError
+from sft.text.tokens import normal
 
 if TYPE_CHECKING:
     from selfinstruct.novelty import NoveltyIndex

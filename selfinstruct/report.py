@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfinstruct import plots, text, words
+from selfinstruct import plots, words
 from selfinstruct.display import evidence, sample, shown
 from selfinstruct.rundir import SURPLUS, Judged, RunData, Stage, read_run
+from sft.text.tokens import is_cjk, length, tokens
 
 _TEMPLATE = Path(__file__).parent / "report.html.jinja"
 _EXAMPLES = 3  # refused candidates shown per reason
@@ -78,7 +79,7 @@ def write_report(run_dir: str | Path) -> Path:
 def nearest_seed(run: RunData) -> list[float]:
     """For each row the highest ROUGE-L F of its instruction with any seed instruction; empty if ``run.json`` names no seeds.
 
-    F of the longest common subsequence over :func:`selfinstruct.text.tokens`. The tokens become characters of one alphabet, so that
+    F of the longest common subsequence over :func:`sft.text.tokens.tokens`. The tokens become characters of one alphabet, so that
     rapidfuzz compares all pairs (52K rows with 175 seeds: some seconds).
     """
     import numpy as np
@@ -92,7 +93,7 @@ def nearest_seed(run: RunData) -> list[float]:
 
     def spelled(instruction: str) -> str:
         # 0xE000 is the first code point past the surrogates; a million tokens fit
-        return "".join(alphabet.setdefault(token, chr(0xE000 + len(alphabet))) for token in text.tokens(instruction))
+        return "".join(alphabet.setdefault(token, chr(0xE000 + len(alphabet))) for token in tokens(instruction))
 
     known = [spelled(seed) for seed in seeds]
     scores: list[float] = []
@@ -106,7 +107,7 @@ def nearest_seed(run: RunData) -> list[float]:
 
 def find_roots(instructions: Sequence[str]) -> Roots:
     """Root verbs and nouns, by the rules of the language that most of the instructions are in."""
-    chinese = 2 * sum(text.is_cjk(instruction) for instruction in instructions) > len(instructions)
+    chinese = 2 * sum(is_cjk(instruction) for instruction in instructions) > len(instructions)
     root = words.root_chinese if chinese else words.root_english
     found = (root(instruction) for instruction in instructions)
     return Roots("zh" if chinese else "en", Counter((one.verb, one.noun) for one in found if one), len(instructions))
@@ -277,7 +278,7 @@ def _tables(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _lengths(texts: Iterable[str]) -> list[int]:
-    return [text.length(one)[0] for one in texts]
+    return [length(one)[0] for one in texts]
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

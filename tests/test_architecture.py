@@ -33,6 +33,10 @@ CLOSED = {
     ),
     "sft/config.py": ("sft.recipe", "sft.data", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/recipe.py": ("sft.data", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+    "sft/text/": (
+        *("sft.config", "sft.recipe", "sft.curate", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+        *("torch", "transformers", "datasets"),
+    ),
     "sft/data/": ("sft.engine", "sft.model", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/model/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
@@ -56,7 +60,7 @@ CLOSED = {
     "selfinstruct/report.py": tuple(f"selfinstruct.{name}" for name in ("recipe", "loop", "run", "teacher", "cli")),
 }
 # All that the generator may take from the trainer.
-SHARED = ("sft.config", "sft.errors", "sft.data.conversation", "sft.data.jsonl")
+SHARED = ("sft.config", "sft.errors", "sft.data.conversation", "sft.data.jsonl", "sft.text")
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
     *("conversation", "chunks", "jsonl", "fields", "formats", "sources"),

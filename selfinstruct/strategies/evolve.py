@@ -22,7 +22,7 @@ from selfinstruct.prompts import load_prompt, refuse_sentinels
 from selfinstruct.records import Candidate, Completion, ParseFailure, Request, Sampling, SeedTask
 from selfinstruct.strategies.base import Asking, Item, Stage, View, prose
 from selfinstruct.strategies.sections import EvolveSection
-from selfinstruct.text import tokens
+from sft.text.tokens import tokens
 
 _BLOCK = re.compile(r"<<<INSTRUCTION>>>[ \t]*\n(.*?)\n<<<INPUT>>>[ \t]*\n(.*?)\n?<<<END>>>", re.DOTALL)
 _NO_INPUT = re.compile(r"\s*(?:<noinput>|<no input>)?\s*", re.IGNORECASE)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from selfinstruct.contamination import EvaluationTexts
 from selfinstruct.filters import make_chain
 from selfinstruct.records import Candidate
 from sft.errors import DataError
+from sft.text.contamination import EvaluationTexts
 from tests.selfinstruct.judged import refusal, sections, task
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfinstruct.languages import foreign, language
-from selfinstruct.text import is_cjk
+from sft.text.tokens import is_cjk
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "data"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfinstruct.model_speech import speaks_as_model
+from sft.text.model_speech import speaks_as_model
 from tests.selfinstruct.judged import refusal, task
 
 SPEAKS = [

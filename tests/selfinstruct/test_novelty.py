@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from selfinstruct.novelty import Neighbour, NoveltyIndex
-from selfinstruct.text import tokens
 from sft.errors import DataError
+from sft.text.tokens import tokens
 
 SEEDS = Path(__file__).resolve().parents[2] / "data" / "seed_tasks.jsonl"
 SCORER = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)

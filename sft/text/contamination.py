@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfinstruct.text import tokens
 from sft.data.jsonl import read_rows
 from sft.errors import DataError
+from sft.text.tokens import tokens
 
 FIELDS = (
     "question",

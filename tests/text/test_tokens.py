@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import tokenize
 
-from selfinstruct.text import length, normal, tokens
+from sft.text.tokens import length, normal, tokens
 
 
 @given(st.text(st.characters(max_codepoint=127)))

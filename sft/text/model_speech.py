@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from selfinstruct.text import normal
+from sft.text.tokens import normal
 
 _MOST = 80  # characters of a match that are given as evidence
 _QUOTED = re.compile(r'"[^"]{1,400}"|[「『《][^」』》]{1,400}[」』》]')
@@ -22,7 +22,7 @@ _SPEAKER = re.compile(
     r"\s*[*\-]*(?!(?:answer|response|output|note|result|回答|答案?|输出|注意?|结果)\W)\w[\w .'-]{0,20}[*]*\s*[:：]", re.I
 )
 
-# --- English, in the form that selfinstruct.text.normal gives
+# --- English, in the form that sft.text.tokens.normal gives
 _AI = (
     r"(?:(?:advanced|conversational|digital|generative|helpful|humble|large|mere|open-source|powerful|responsible|simple|text-based|"
     r"virtual|highly|very)[ -])*"
