@@ -5,8 +5,8 @@
     {"id": "a", "model": "m", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}], "lang": "en"}
     Chat("a", (Message("user", "Hi"), Message("assistant", "Hello.")), model="m", extra={"lang": "en"}, where="a.json:1")
 
-The reader of training rows (:mod:`sft.data.formats`) refuses what is out of order. Here it is kept as it is, so that a rule can repair
-it or leave it out with a reason.
+A ``system`` field becomes the first message. The reader of training rows (:mod:`sft.data.formats`) refuses what is out of order. Here it
+is kept as it is, so that a rule can repair it or leave it out with a reason.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from typing import Any, Final, Protocol
 from sft.data.conversation import Drop
 from sft.data.fields import RowFault
 
-USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
 ROLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("human", "user"), USER),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing"), ASSISTANT),
     "system": SYSTEM,
-    "tool": TOOL,
 }
 """Role names of the field, as :mod:`sft.data.formats` reads them."""
-_WRITTEN: Final[Mapping[str, str]] = {USER: "human", ASSISTANT: "gpt", SYSTEM: "system", TOOL: "tool"}
+_WRITTEN: Final[Mapping[str, str]] = {USER: "human", ASSISTANT: "gpt", SYSTEM: "system"}
 _OWN_KEYS: Final = frozenset({"id", "conversations", "model"})
 
 
@@ -100,7 +99,7 @@ def read_chat(value: Any, where: str) -> Chat:
     turns = value.get("conversations")
     if not isinstance(turns, list):
         raise RowFault("missing_field" if turns is None else "wrong_type", "'conversations' must be a list of {from, value}")
-    messages = []
+    messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
             raise RowFault("wrong_type", f"turn {number} must be an object with texts 'from' and 'value'")
@@ -111,4 +110,9 @@ def read_chat(value: Any, where: str) -> Chat:
     own, model = value.get("id"), value.get("model")
     named = str(own) if isinstance(own, (str, int)) and not isinstance(own, bool) and own != "" else where
     extra = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    system = extra.pop("system", None)
+    if not (system is None or isinstance(system, str)):
+        raise RowFault("wrong_type", "'system' must be text")
+    if system and not (messages and messages[0].role == SYSTEM):
+        messages.insert(0, Message(SYSTEM, system))
     return Chat(named, tuple(messages), model if isinstance(model, str) and model else None, extra, where)

@@ -115,7 +115,7 @@ def read_source(source: Source, drops: Drops) -> Iterator[Conversation]:
     Raises:
         DataError: no files, an unreadable file, a Hub data set that cannot be had, or no one format that fits.
     """
-    name, rows = _with_format(source, islice(_raw_rows(source), source.limit))
+    name, rows = with_format(source, islice(raw_rows(source), source.limit))
     ids: set[str] = set()
     label = source.label
     for raw in rows:
@@ -147,7 +147,7 @@ def _drop_id(raw: RawRow, columns: Mapping[str, str]) -> str:
     return raw.where if own is None else f"{raw.where} ({own})"
 
 
-def _with_format(source: Source, rows: Iterator[RawRow]) -> tuple[str, Iterator[RawRow]]:
+def with_format(source: Source, rows: Iterator[RawRow]) -> tuple[str, Iterator[RawRow]]:
     """The name of the source's format, and its rows with the ones put back that were looked at to tell it."""
     name, looked = _told(source, rows) if source.format == "auto" else (source.format, [])
     check_columns(name, source.columns)
@@ -181,7 +181,7 @@ def _told(source: Source, rows: Iterator[RawRow]) -> tuple[str, list[RawRow]]:
     return next(iter(FORMATS)), looked
 
 
-def _raw_rows(source: Source) -> Iterator[RawRow]:
+def raw_rows(source: Source) -> Iterator[RawRow]:
     if source.hub is not None:
         yield from _hub_rows(source, source.hub)
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.template import ChatTemplate, load_template
 from sft.errors import TokenizerError
-from sft.recipe import ModelSection, Recipe
+from sft.recipe import ModelSection, Recipe, TemplateSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -236,9 +236,14 @@ def tokenizer_for(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatTemplate
         template = load_template(recipe.template.name, system=recipe.template.system)
         tokenizer = train_tokenizer(conversation_texts(recipe), section.scratch.vocab_size, template.tokens)
         return tokenizer, template, []
+    return row_tokenizer(section, recipe.template)
+
+
+def row_tokenizer(section: ModelSection, wanted: TemplateSection) -> tuple[PreTrainedTokenizerBase, ChatTemplate, list[str]]:
+    """Tokenizer, template and repairs of a model that is not made from scratch: all that the ids of a row depend on."""
     tokenizer, mended = load_tokenizer(section)
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    template = load_template(recipe.template.name, system=recipe.template.system, tokenizer_source=own)
+    template = load_template(wanted.name, system=wanted.system, tokenizer_source=own)
     return tokenizer, template, [*mended, *repair_tokens(tokenizer, template, _config_eos(section))]
 
 

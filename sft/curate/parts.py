@@ -1,0 +1,288 @@
+"""Stages in parts: each part is one file of rows and one report beside it, so that a stopped stage goes on where it stood.
+
+::
+
+    RUN/clean/00000.jsonl     the rows that came out of the first batch that went in
+    RUN/clean/00000.json      its report, written last: a part without it does not exist
+                              {"key", "sha256", "source", "rows_in", "rows_out", "counts", "changed", "dropped": [...], ...}
+
+The key is a hash of what went in and of all that decides what comes out (rules and code). A part whose report has the key that is wanted,
+and whose file has the hash that the report names, is taken as it stands; any other is made anew. A part depends on nothing but its
+batch, so any number of workers writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from sft.data.conversation import Drop
+from sft.data.jsonl import write_jsonl_atomic
+from sft.errors import DataError
+from sft.files import write_json
+
+EXAMPLES = 3  # changed rows kept per reason and part, for the report
+_AHEAD = 3  # batches per worker that wait to be worked on: bounds the memory
+
+Hist = dict[str, dict[str, int]]
+
+
+@dataclass(slots=True)
+class PartReport:
+    """What became of one batch.
+
+    Attributes:
+        key: of what went in; see the module.
+        index: number of the part.
+        source: label of the source that all its rows come from.
+        sha256: of the part's file.
+        rows_in, rows_out: rows.
+        characters_in, characters_out: of all messages.
+        counts: reason -> rows left out.
+        changed: reason -> rows kept in another form.
+        dropped: every row (or exchange) left out, as ``[place, reason, detail]``: nothing is lost silently.
+        examples: reason -> ``[place, before, after]`` of the first rows changed for it.
+        histograms: name -> bucket -> count, for the report.
+    """
+
+    key: str
+    index: int
+    source: str
+    sha256: str = ""
+    rows_in: int = 0
+    rows_out: int = 0
+    characters_in: int = 0
+    characters_out: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    dropped: list[list[str]] = field(default_factory=list)
+    examples: dict[str, list[list[str]]] = field(default_factory=dict)
+    histograms: Hist = field(default_factory=dict)
+
+    def drop(self, drop: Drop) -> None:
+        """Count and list a row that is left out."""
+        self.counts[drop.reason] += 1
+        self.dropped.append([drop.id, drop.reason, drop.detail])
+
+    def change(self, reason: str, place: str, before: str, after: str) -> None:
+        """Count a row that is kept in another form; the first of each reason are shown."""
+        self.changed[reason] += 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < EXAMPLES:
+            shown.append([place, before, after])
+
+    def count(self, histogram: str, bucket: str, by: int = 1) -> None:
+        """Add to a histogram."""
+        buckets = self.histograms.setdefault(histogram, {})
+        buckets[bucket] = buckets.get(bucket, 0) + by
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the same for equal reports."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {
+            **values,
+            "counts": dict(sorted(self.counts.items())),
+            "changed": dict(sorted(self.changed.items())),
+            "histograms": {name: dict(sorted(buckets.items())) for name, buckets in sorted(self.histograms.items())},
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> PartReport:
+        """The report that :meth:`to_json` wrote."""
+        report = PartReport(**value)
+        report.counts, report.changed = Counter(value["counts"]), Counter(value["changed"])
+        return report
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a worker gets: rows, or the file that holds them.
+
+    Attributes:
+        index: number of the part that it becomes.
+        source: label of the source.
+        key: hash of the rows and of all that decides what becomes of them.
+        rows: decoded rows with their places, or the drops that could not be decoded; empty if ``path`` is given.
+        path: a part of the stage before.
+    """
+
+    index: int
+    source: str
+    key: str
+    rows: tuple[tuple[str, Any], ...] = ()
+    path: Path | None = None
+
+
+Work = Callable[[Batch, PartReport], Iterable[Mapping[str, Any]]]
+"""Makes a part: yields the rows that come out and fills the report. Pure, but for what it reads from ``batch.path``."""
+
+
+def digest(*values: Any) -> str:
+    """sha256 over JSON values."""
+    out = hashlib.sha256()
+    for value in values:
+        out.update(json.dumps(value, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+    return out.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def part_path(folder: Path, index: int) -> Path:
+    """The file of a part."""
+    return folder / f"{index:05}.jsonl"
+
+
+def read_part(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a part."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def finished(folder: Path, batch: Batch) -> PartReport | None:
+    """The report of a part that is there, whole, and made from this batch by the same rules and code; else None."""
+    path = part_path(folder, batch.index)
+    try:
+        report = PartReport.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        return report if report.key == batch.key and report.sha256 == file_digest(path) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def make_part(folder: Path, batch: Batch, work: Work) -> PartReport:
+    """Make one part: first its rows, then the report that makes it valid."""
+    path = part_path(folder, batch.index)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    report = PartReport(batch.key, batch.index, batch.source)
+    report.rows_out = write_jsonl_atomic(path, work(batch, report))
+    report.sha256 = file_digest(path)
+    write_json(path.with_suffix(".json"), report.to_json())
+    return report
+
+
+# --- many parts ---------------------------------------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}  # of a worker process: what was set up once for all its parts
+
+
+def _set_up(make_work: Callable[[Any], Work], settings: Any, folder: Path) -> None:
+    _worker.update(work=make_work(settings), folder=folder)
+
+
+def _one(batch: Batch) -> PartReport:
+    return make_part(_worker["folder"], batch, _worker["work"])
+
+
+def run_parts(
+    folder: Path,
+    batches: Iterable[Batch],
+    make_work: Callable[[Any], Work],
+    settings: Any,
+    *,
+    workers: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> tuple[list[PartReport], int]:
+    """Make every part that is not there yet.
+
+    Args:
+        folder: of the stage; made if absent. Parts beyond the last batch are removed.
+        batches: in order; read as workers become free.
+        make_work: a function of a module, called once in each worker with ``settings``.
+        settings: plain data.
+        workers: processes; 1 works in this one.
+        progress: told the rows of each part that is done.
+
+    Returns:
+        The reports in order, and how many parts were there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reports: list[PartReport] = []
+    reused = 0
+
+    def done(report: PartReport) -> None:
+        reports.append(report)
+        progress(report.rows_in)
+
+    if workers == 1:
+        work: Work | None = None
+        for batch in batches:
+            old = finished(folder, batch)
+            reused += old is not None
+            work = work or (make_work(settings) if old is None else None)
+            done(old or make_part(folder, batch, work))  # type: ignore[arg-type]  # there is work wherever there is no report
+    else:
+        # Spawned, not forked: this process may hold threads (progress bar, tokenizers), which a fork would copy half-way.
+        with ProcessPoolExecutor(workers, get_context("spawn"), _set_up, (make_work, settings, folder)) as pool:
+            waiting: deque[Future[PartReport] | PartReport] = deque()
+            for batch in batches:
+                old = finished(folder, batch)
+                reused += old is not None
+                waiting.append(old or pool.submit(_one, batch))
+                while len(waiting) >= _AHEAD * workers:
+                    done(_result(waiting.popleft()))
+            while waiting:
+                done(_result(waiting.popleft()))
+    _remove_surplus(folder, len(reports))
+    return reports, reused
+
+
+def _result(value: Future[PartReport] | PartReport) -> PartReport:
+    return value if isinstance(value, PartReport) else value.result()
+
+
+def _remove_surplus(folder: Path, parts: int) -> None:
+    """Parts of an earlier, longer input would be read by whoever reads the folder."""
+    for path in folder.glob("[0-9]*.json*"):
+        if path.stem.isdigit() and int(path.stem) >= parts:
+            path.unlink()
+
+
+def total(reports: Iterable[PartReport]) -> PartReport:
+    """All parts of a stage as one report; the examples and drops of the first parts come first."""
+    out = PartReport("", -1, "")
+    for report in reports:
+        out.rows_in += report.rows_in
+        out.rows_out += report.rows_out
+        out.characters_in += report.characters_in
+        out.characters_out += report.characters_out
+        out.counts += report.counts
+        out.changed += report.changed
+        out.dropped += report.dropped
+        for reason, shown in report.examples.items():
+            kept = out.examples.setdefault(reason, [])
+            kept += shown[: EXAMPLES * 2 - len(kept)]
+        for name, buckets in report.histograms.items():
+            for bucket, number in buckets.items():
+                out.count(name, bucket, number)
+    return out
+
+
+def open_reports(folder: Path) -> list[PartReport]:
+    """The reports of a finished stage, in order.
+
+    Raises:
+        DataError: the stage was not run, or is not whole.
+    """
+    reports = []
+    for number, path in enumerate(sorted(folder.glob("[0-9]*.jsonl"))):
+        try:
+            report = PartReport.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError):
+            raise DataError(f"{path}: this part is not whole; run the stage that writes {folder.name}/ again") from None
+        if number != report.index:
+            raise DataError(f"{folder}: part {number:05} is missing; run the stage that writes {folder.name}/ again")
+        reports.append(report)
+    if not reports:
+        raise DataError(f"{folder}: nothing here; run the stage that writes it first")
+    return reports

@@ -1,0 +1,158 @@
+"""Conversations cut at exchanges by their rendered length: the template's words and the system message are counted, too.
+
+::
+
+    system u1 a1 u2 a2 u3 a3      2,048 tokens hold the system message and two exchanges
+    ->  id#0  system u1 a1 u2 a2
+        id#2  system u3 a3        the system message again, as every training row has it
+
+Greedy from the front. What is cut off is written nowhere else, so every exchange comes out in one row or is listed with its reason.
+The cutting itself is that of training rows (:mod:`sft.data.overflow`): what is written here fits there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from sft.config import KeyedError, Section
+from sft.curate.chat import Chat, Message, read_chat
+from sft.curate.parts import Batch, PartReport, read_part
+from sft.data.conversation import Conversation, Drops
+from sft.data.fields import RowFault
+from sft.data.formats import FORMATS
+from sft.data.overflow import Fitted, exchanges, fit
+from sft.errors import DataError
+from sft.recipe import ModelSection, TemplateSection
+
+if TYPE_CHECKING:
+    from sft.data.tokenize import RowEncoder
+
+_AT_ONCE = 256  # conversations encoded together
+
+
+class SplitSection(Section):
+    """How long a training row may be, and what is counted."""
+
+    model: ModelSection
+    """Whose tokenizer counts: ``{name_or_path: ...}`` as in the training recipe, so that the same rows fit there."""
+    template: TemplateSection
+    """Of the training recipe."""
+    max_length: int = Field(ge=8)
+    """Most tokens of a row, template and special tokens included."""
+    overflow: Literal["keep", "drop", "error"] = "keep"
+    """An exchange that is too long alone: kept whole for the training to cut inside the answer, left out and listed, or refused."""
+
+    @pydantic.model_validator(mode="after")
+    def _real_tokenizer(self) -> SplitSection:
+        if self.model.scratch is not None:
+            raise KeyedError("model", "lengths need the tokenizer of the model to be tuned; give model.name_or_path")
+        return self
+
+
+def make_split(settings: Mapping[str, Any]) -> Splitter:
+    """The work of a worker, from the section's plain data."""
+    from sft.data.tokenize import RowEncoder
+    from sft.model.tokenizer import row_tokenizer
+
+    section = SplitSection.model_validate(settings, strict=False)
+    tokenizer, template, _ = row_tokenizer(section.model, section.template)
+    return Splitter(RowEncoder(tokenizer, template, section.template.train_on), section)
+
+
+class Splitter:
+    """Splits the chats of a part."""
+
+    def __init__(self, encoder: RowEncoder, section: SplitSection) -> None:
+        self._encoder, self._section = encoder, section
+
+    def __call__(self, batch: Batch, report: PartReport) -> Iterator[dict[str, Any]]:
+        assert batch.path is not None
+        chats = (read_chat(row, row["id"]) for row in read_part(batch.path))
+        while some := list(islice(chats, _AT_ONCE)):
+            report.rows_in += len(some)
+            report.characters_in += sum(len(m.text) for chat in some for m in chat.messages)
+            for chat in self.split(some, report):
+                report.characters_out += sum(len(m.text) for m in chat.messages)
+                report.count("turns", str(len(chat.messages)))
+                yield chat.to_row()
+
+    def split(self, chats: Sequence[Chat], report: PartReport) -> Iterator[Chat]:
+        """Split some conversations; each exchange comes out in one of them or is listed in the report.
+
+        Raises:
+            DataError: an exchange that is too long alone under ``overflow: error``.
+        """
+        sound: list[tuple[Chat, Conversation]] = []
+        for chat in chats:
+            try:
+                turns = FORMATS["sharegpt"](chat.to_row(), {}).conversations[0]
+            except RowFault as fault:
+                report.drop(chat.drop(fault.reason, fault.detail))
+                continue
+            sound.append((chat, Conversation(chat.id, turns, report.source)))
+        conversations = [conversation for _, conversation in sound]
+        drops = Drops(keep=len(sound))
+        fitted = fit(self._encoder.trace(conversations), conversations, self._encoder, self._section.max_length, "split", drops)
+        why = {drop.id: (drop.reason, drop.detail) for examples in drops.examples.values() for drop in examples}
+        for (chat, conversation), parts in zip(sound, fitted, strict=True):
+            yield from self._parts(chat, conversation, parts, why.get(conversation.place), report)
+
+    def _parts(
+        self, chat: Chat, conversation: Conversation, parts: Iterable[Fitted], why: tuple[str, str] | None, report: PartReport
+    ) -> Iterator[Chat]:
+        """The rows of one conversation; whatever is in none of them is listed."""
+        _, pairs = exchanges(conversation)
+        lost = set(range(len(pairs)))
+        count = 0
+        for part in parts:
+            _, own = exchanges(part.conversation)
+            begin = int(part.conversation.id.rpartition("#")[2]) if len(own) < len(pairs) else 0
+            length = len(part.whole.row.ids)
+            if length > self._section.max_length and not self._keep(chat, begin, length, report):
+                lost -= {begin}
+                continue
+            lost -= set(range(begin, begin + len(own)))
+            count += 1
+            report.count("tokens", _bucket(length))
+            report.count("totals", "tokens", length)
+            report.count("totals", "learnt tokens", int(part.whole.row.mask.sum()))
+            yield self._row(chat, part, len(own) < len(pairs))
+        if count > 1:
+            report.changed["split"] += 1
+        reason, detail = why or (
+            "exchange_without_answer",
+            "nothing in this exchange is learnt, so no part of the row holds it",
+        )
+        for number in sorted(lost):
+            report.drop(replace(chat, id=f"{chat.id}#{number}", where="").drop(reason, detail))
+
+    def _keep(self, chat: Chat, begin: int, length: int, report: PartReport) -> bool:
+        """Whether an exchange that is too long alone is kept."""
+        limit = self._section.max_length
+        detail = f"{length} tokens alone; split.max_length is {limit}"
+        if self._section.overflow == "error":
+            raise DataError(f"{chat.id}#{begin}: {detail}; raise it, or set split.overflow to keep or drop")
+        if self._section.overflow == "drop":
+            report.drop(replace(chat, id=f"{chat.id}#{begin}", where="").drop("exchange_too_long", detail))
+            return False
+        report.changed["exchange_too_long_kept"] += 1
+        return True
+
+    @staticmethod
+    def _row(chat: Chat, part: Fitted, cut: bool) -> Chat:
+        if not cut:
+            return chat
+        return replace(
+            chat, id=part.conversation.id, messages=tuple(Message(turn.role, turn.content) for turn in part.conversation.turns)
+        )
+
+
+def _bucket(tokens: int) -> str:
+    """Lengths by powers of two, named by their upper end."""
+    return f"{1 << max(0, tokens - 1).bit_length():>7}"
