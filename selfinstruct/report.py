@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfinstruct import plots, words
+from selfinstruct import plots, words, words_zh
 from selfinstruct.display import evidence, sample, shown
 from selfinstruct.rundir import SURPLUS, Judged, RunData, Stage, read_run
 from sft.text.tokens import is_cjk, length, tokens
@@ -108,7 +108,7 @@ def nearest_seed(run: RunData) -> list[float]:
 def find_roots(instructions: Sequence[str]) -> Roots:
     """Root verbs and nouns, by the rules of the language that most of the instructions are in."""
     chinese = 2 * sum(is_cjk(instruction) for instruction in instructions) > len(instructions)
-    root = words.root_chinese if chinese else words.root_english
+    root = words_zh.root_chinese if chinese else words.root_english
     found = (root(instruction) for instruction in instructions)
     return Roots("zh" if chinese else "en", Counter((one.verb, one.noun) for one in found if one), len(instructions))
 

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from selfinstruct.words import Root, root_chinese, root_english, singular
+from selfinstruct.words import Root, root_english, singular
+from selfinstruct.words_zh import root_chinese
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "data"
 RULES = {"en": root_english, "zh": root_chinese}
 # Of the labelled instructions: how many there are, verbs right, verb and noun right. English: 50 seed tasks and 50 quickstart tasks drawn
-# by a fixed seed, labelled before the rules saw them (98 and 90 then; "aggregate" was added since). Chinese: 50 seed tasks, some of which
-# the rules were tried on; they are worded on purpose in uncommon ways, so that common ones fare better.
-ACCURACY = {"en": (100, 99, 91), "zh": (50, 36, 31)}
+# by a fixed seed, labelled before the rules saw them (98 and 90 then; "aggregate" was added since). Chinese: 50 seed tasks, which
+# the rules were tried on; they are worded on purpose in uncommon ways. Of 50 published ones that the rules had not seen: 49 and 47.
+ACCURACY = {"en": (100, 99, 91), "zh": (50, 44, 37)}
 # The published seed sets by the same rules: different verbs, different (verb, noun) pairs, and the share of the 20 commonest verbs among
-# all that were found. Self-Instruct's 175 (156 with a verb) and BELLE's 175 (130 with a verb).
-PUBLISHED = {"en": (50, 117, 0.737), "zh": (52, 115, 0.685)}
-# Ours open with a known verb in 154 and 109 cases. Among the Chinese there are therefore fewer pairs (96), which says nothing on variety.
+# all that were found. Self-Instruct's 175 (156 with a verb) and BELLE's 175 (161 with a verb).
+PUBLISHED = {"en": (50, 117, 0.737), "zh": (63, 135, 0.665)}
+# Ours open with a verb in 154 and 128 cases. Among the Chinese there are therefore fewer pairs (109), which says nothing on variety.
 OURS = {"en": "seed_tasks.jsonl", "zh": "seed_tasks_zh.jsonl"}
 
 
@@ -82,7 +83,43 @@ def test_english(instruction: str, root: Root | None) -> None:
         ("列出五种常见的水果", Root("列出", "水果")),
         ("生成一个句子。", Root("生成", "句子")),
         ("我要去面试，帮我写一份自我介绍。", Root("写", "介绍")),
+        ("你能帮我写一首诗吗？", Root("写", "诗")),
+        ("礼貌地回复这封信。", Root("回复", "信")),
+        ("介绍（不超过五十字）你的家乡。", Root("介绍", "家乡")),
+        ("重新排列这些词。", Root("重新排列", "词")),
+        # a coverb and its noun, then the verb
+        ("给妈妈写一封信。", Root("写", "信")),
+        ("给我三个理由。", Root("给", "理由")),
+        ("为新店起一个名字。", Root("起", "名字")),
+        ("用“春风”造句。", Root("造句", "")),
+        ("将句子按长短顺序排列。", Root("排列", "句子")),
+        ("对这些词语进行分类。", Root("进行", "分类")),
+        ("用给定的数据计算平均数。", Root("计算", "均数")),
+        ("为工作查询写一封信。", Root("写", "信")),
+        ("通过举例来解释重力。", Root("解释", "重力")),
+        ("就如何省水提出三点建议。", Root("提出", "建议")),
+        ("使用“忽然”一词。", Root("使用", "词")),
+        ("使用下面的词语，编一个故事。", Root("编", "故事")),
+        # a scene is set first
+        ("给定一个句子，输出其长度。", Root("输出", "长度")),
+        ("请根据以下要点，撰写一份总结。", Root("撰写", "总结")),
+        ("想象你是一名船长。描述一场风暴。", Root("描述", "风暴")),
+        # an object ends where a purpose or another clause begins
+        ("编写一个函数来求和。", Root("编写", "函数")),
+        ("解释为什么海水是咸的。", Root("解释", "")),
+        ("说出“冷”的反义词。", Root("说出", "义词")),
+        # a verb of no list, before a noun phrase
+        ("雕刻一个苹果。", Root("雕刻", "苹果")),
+        # questions, and what only looks like a verb
         ("为什么天是蓝的？", None),
+        ("摩擦如何帮助我们行走？", None),
+        ("在面试中如何回答这个问题？", None),
+        ("如何煮鸡蛋", None),
+        ("运行程序需要什么？", None),
+        ("计算机是什么", None),
+        ("设计师的工作有哪些？", None),
+        ("这道题怎么解？写出步骤。", Root("写出", "步骤")),
+        ("苹果和梨的区别", None),
         ("", None),
     ],
 )
