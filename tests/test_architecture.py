@@ -78,6 +78,7 @@ DOORS = {
     "openai": ("selfinstruct/teacher/client.py",),
     "selfinstruct": ("selfinstruct/",),
     "matplotlib": ("selfinstruct/plots.py", "sft/run/report.py"),
+    "pyarrow": ("selfinstruct/export.py", "sft/data/jsonl.py"),
 }
 
 
