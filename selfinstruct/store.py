@@ -24,6 +24,7 @@ from typing import Any
 from selfinstruct.records import Candidate, Failure, ParseFailure, Verdict
 from sft.data.jsonl import read_rows, write_jsonl_atomic
 from sft.errors import DataError, InputError, RunError
+from sft.files import write_json as write_whole
 
 log = logging.getLogger(__name__)
 
@@ -263,13 +264,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write whole, sync, rename: a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
+    """:func:`sft.files.write_json`, which leaves the old file or the new one.
+
+    Raises:
+        RunError: the disk refuses; the message says how to go on.
+    """
     try:
-        with partial.open("w", encoding="utf-8") as handle:
-            json.dump(value, handle, ensure_ascii=False, indent=1)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
+        write_whole(path, value)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}; the ledger is whole: run again to go on") from None

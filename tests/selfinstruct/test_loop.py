@@ -17,11 +17,11 @@ from selfinstruct.job import prepare
 from selfinstruct.loop import Exhausted, Job, generate, wanted
 from selfinstruct.recipe import load_recipe
 from selfinstruct.records import Completion, Request
-from selfinstruct.store import Run, Store, Tally
+from selfinstruct.store import Run, Store, Tally, write_json
 from selfinstruct.strategies.base import Reply
 from selfinstruct.teacher.faults import BudgetReached
 from selfinstruct.teacher.ledger import Entry, Ledger
-from sft.errors import DataError
+from sft.errors import DataError, RunError
 from tests.selfinstruct.teachers import Synthetic, completion, write_recipe
 
 CLASSIC = {
@@ -326,3 +326,10 @@ def test_a_completion_is_the_same_every_time() -> None:
 
     request = Request(model="m", messages=(Message("user", "x"),), sampling=Sampling(10))
     assert completion(request) == completion(request)
+
+
+def test_a_record_that_the_disk_refuses_says_how_to_go_on(tmp_path: Path) -> None:
+    write_json(tmp_path / "state.json", {"a": "é"})
+    assert (tmp_path / "state.json").read_text(encoding="utf-8") == '{\n "a": "é"\n}'
+    with pytest.raises(RunError, match=r"none/state\.json: cannot be written: No such file or directory; the ledger is whole"):
+        write_json(tmp_path / "none" / "state.json", {})
