@@ -28,8 +28,8 @@ from pathlib import Path
 
 from rouge_score import rouge_scorer
 
-from selfinstruct.languages import language
-from selfinstruct.novelty import NoveltyIndex
+from selfinstruct.filters.languages import language
+from selfinstruct.filters.novelty import NoveltyIndex
 from sft.text.tokens import tokens
 
 SIZES = (1_000, 5_000, 20_000, 52_000)

@@ -138,8 +138,8 @@ def review(
     """Look at kept and refused candidates, with reasons and evidence."""
     from rich.console import Console
 
-    from selfinstruct.review import Query
-    from selfinstruct.review import review as show_candidates
+    from selfinstruct.results.review import Query
+    from selfinstruct.results.review import review as show_candidates
 
     kept = {None: None, "kept": True, "refused": False}.get(show, False)
     name, _, reason = (show or "").partition(":") if show not in (None, "kept", "refused") else ("", "", "")
@@ -157,7 +157,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the rows in a training format, with a data set card: teacher, prompts, counts, cost, licence note."""
-    from selfinstruct.export import FORMATS, export_run
+    from selfinstruct.results.export import FORMATS, export_run
 
     chosen = next((known for known in FORMATS if known == format), None)
     if chosen is None:
@@ -174,8 +174,8 @@ def trace(
     """Follow a row back to its requests, demonstrations, replies, scores and cost."""
     from rich.console import Console
 
-    from selfinstruct.trace import print_trace
-    from selfinstruct.trace import trace as find
+    from selfinstruct.results.trace import print_trace
+    from selfinstruct.results.trace import trace as find
 
     print_trace(Console(highlight=False), find(run, id_))
 

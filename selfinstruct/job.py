@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfinstruct.filters.languages import language
 from selfinstruct.judging import make_judge
-from selfinstruct.languages import language
 from selfinstruct.loop import Job
 from selfinstruct.recipe import Recipe, values
 from selfinstruct.records import SeedTask, digest

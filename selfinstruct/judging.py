@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfinstruct.filters import CriticFilter, FilterChain, make_chain
+from selfinstruct.filters.chain import CriticFilter, FilterChain, make_chain
 from selfinstruct.prompts import load_prompt
 from selfinstruct.recipe import Recipe
 from selfinstruct.records import Candidate, Completion, ParseFailure, Request, Sampling, SeedTask, Verdict

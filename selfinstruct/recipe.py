@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from selfinstruct.filters import FilterSection
+from selfinstruct.filters.chain import FilterSection
 from selfinstruct.strategies.sections import AlpacaSection, ClassicSection, StrategySection
 from selfinstruct.teacher.sections import BudgetSection, TeacherSection
 from sft.config import Document, KeyedError, KeyedErrors, Section, dotted, flatten, load

@@ -249,8 +249,8 @@ def _tell(console: Console, done: Run, facts: dict[str, Any], dir: Path) -> None
 
 
 def _outputs(recipe: Recipe, dir: Path, console: Console) -> None:
-    from selfinstruct.export import export_run
-    from selfinstruct.report import write_report
+    from selfinstruct.results.export import export_run
+    from selfinstruct.results.report import write_report
 
     console.print(f"report: {write_report(dir)}")
     for format in recipe.output.formats:

@@ -48,16 +48,14 @@ CLOSED = {
         f"selfinstruct.{name}" for name in ("recipe", "strategies", "filters", "loop", "run", "store", "cli")
     ),
     "selfinstruct/strategies/": tuple(
-        f"selfinstruct.{name}" for name in ("recipe", "filters", "loop", "run", "store", "desk", "cli")
+        f"selfinstruct.{name}"
+        for name in ("recipe", "filters.chain", "filters.sections", "loop", "run", "store", "desk", "cli")
     ),
-    "selfinstruct/filters.py": tuple(
-        f"selfinstruct.{name}" for name in ("recipe", "strategies", "teacher", "loop", "run", "cli")
-    ),
-    "selfinstruct/filter_sections.py": tuple(
-        f"selfinstruct.{name}" for name in ("recipe", "strategies", "teacher", "loop", "cli")
+    "selfinstruct/filters/": tuple(
+        f"selfinstruct.{name}" for name in ("recipe", "strategies", "teacher", "loop", "run", "store", "results", "cli")
     ),
     "selfinstruct/loop.py": tuple(f"selfinstruct.{name}" for name in ("run", "job", "desk", "teacher", "cli")),
-    "selfinstruct/report.py": tuple(f"selfinstruct.{name}" for name in ("recipe", "loop", "run", "teacher", "cli")),
+    "selfinstruct/results/": tuple(f"selfinstruct.{name}" for name in ("recipe", "loop", "run", "strategies", "cli")),
 }
 # All that the generator may take from the trainer.
 SHARED = ("sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft.data.jsonl", "sft.text")
@@ -77,8 +75,8 @@ DOORS = {
     "dill": (),
     "openai": ("selfinstruct/teacher/client.py",),
     "selfinstruct": ("selfinstruct/",),
-    "matplotlib": ("selfinstruct/plots.py", "sft/run/report.py"),
-    "pyarrow": ("selfinstruct/export.py", "sft/data/jsonl.py"),
+    "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py"),
+    "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from selfinstruct.novelty import NoveltyIndex
+from selfinstruct.filters.novelty import NoveltyIndex
 from selfinstruct.parse import parse_classification, parse_instances, parse_instructions
 from selfinstruct.postprocess import tidy, vary_input
 from selfinstruct.prompts import load_prompt

@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic
 
-from selfinstruct.filters import Filter, FilterSection, make_chain
+from selfinstruct.filters.chain import Filter, FilterSection, make_chain
 from selfinstruct.records import Candidate, Instance, SeedTask
 from sft.config import Section
 

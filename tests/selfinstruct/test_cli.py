@@ -215,7 +215,9 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
 def test_the_rows_that_ship_for_the_training_quickstart_are_the_export_of_this_run(finished: Path, tmp_path: Path) -> None:
     assert call("export", finished, tmp_path / "out", "--format", "alpaca").exit_code == 0
     exported = (tmp_path / "out" / "train.json").read_bytes()
-    assert exported == (ROOT / "data" / "generated_tasks.json").read_bytes(), "copy the export there, and measure the quickstart"
+    assert exported == (ROOT / "data" / "generated_tasks.json").read_bytes(), (
+        "copy the export there, and measure the quickstart"
+    )
 
 
 # --- plan, trace, review, export -------------------------------------------------------------------------------------------

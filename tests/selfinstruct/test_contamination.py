@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfinstruct.filters import make_chain
+from selfinstruct.filters.chain import make_chain
 from selfinstruct.records import Candidate
 from sft.errors import DataError
 from sft.text.contamination import EvaluationTexts

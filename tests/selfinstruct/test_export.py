@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfinstruct.export import FORMATS, Format, export_run
+from selfinstruct.results.export import FORMATS, Format, export_run
 from sft.data.conversation import Conversation, Drops
 from sft.data.sources import read_source
 from sft.errors import DataError
@@ -45,7 +45,7 @@ def test_round_trip_through_the_readers_of_the_training_side(tmp_path: Path, for
 
 
 def test_many_rows_and_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfinstruct.export._BATCH", 64)
+    monkeypatch.setattr("selfinstruct.results.export._BATCH", 64)
     odd = '\u2028\u2029\x01\x1f\ufeff\U0001f999\U0010ffff \\ " </s> [INST] 中文\r\n'
     kept = [(f"Name number {n}. {odd}", odd if n % 2 else "", f"{n}{odd}") for n in range(300)]
     run = write_run(tmp_path / "run", kept=kept)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfinstruct.filters import FilterChain, Pool, make_chain
+from selfinstruct.filters.chain import FilterChain, Pool, make_chain
 from selfinstruct.records import Candidate
 from sft.config import Document, build
 from sft.errors import RecipeError, RunError

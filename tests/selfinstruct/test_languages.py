@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfinstruct.languages import foreign, language
+from selfinstruct.filters.languages import foreign, language
 from sft.text.tokens import is_cjk
 
 HERE = Path(__file__).resolve().parent

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from selfinstruct.novelty import Neighbour, NoveltyIndex
+from selfinstruct.filters.novelty import Neighbour, NoveltyIndex
 from sft.errors import DataError
 from sft.text.tokens import tokens
 
@@ -205,7 +205,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError, match=r"gone\.bin: the novelty index cannot be read: No such file"):
         NoveltyIndex.load(tmp_path / "gone.bin")
     with monkeypatch.context() as patch:
-        patch.setattr("selfinstruct.novelty.TOKENISER", "older")
+        patch.setattr("selfinstruct.filters.novelty.TOKENISER", "older")
         NoveltyIndex().save(path)
     with pytest.raises(DataError, match=r"made with the tokenisation 'older', this is 'nfkc"):
         NoveltyIndex.load(path)
@@ -228,7 +228,7 @@ def test_memory_grows_with_the_rows_only() -> None:
 
 
 def test_numba_is_imported_only_for_an_index() -> None:
-    code = "import sys, selfinstruct.novelty, selfinstruct.filters; assert not {'numba', 'numpy', 'torch'} & set(sys.modules)"
+    code = "import sys, selfinstruct.filters.novelty, selfinstruct.filters.chain; assert not {'numba', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from selfinstruct import plots
-from selfinstruct.report import find_roots, nearest_seed, write_report
-from selfinstruct.rundir import read_run
+from selfinstruct.results import plots
+from selfinstruct.results.report import find_roots, nearest_seed, write_report
+from selfinstruct.results.rundir import read_run
 from tests.selfinstruct.finished import KEPT, SEEDS, write_run
 
 CHROMIUM = next(
@@ -134,7 +134,7 @@ def test_chinese_rows_get_chinese_rules_and_a_chinese_figure(tmp_path: Path, cap
 
 
 def test_reading_a_run_leaves_matplotlib_and_torch_alone() -> None:
-    code = "import sys, selfinstruct.report, selfinstruct.review, selfinstruct.export as _; "
+    code = "import sys, selfinstruct.results.report, selfinstruct.results.review, selfinstruct.results.export as _; "
     code += "print({'matplotlib', 'torch', 'jinja2', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfinstruct.review import Query, review, select
-from selfinstruct.rundir import Judged, read_run
+from selfinstruct.results.review import Query, review, select
+from selfinstruct.results.rundir import Judged, read_run
 from sft.errors import InputError
 from tests.selfinstruct.finished import FAILURES, KEPT, REFUSED, write_run
 

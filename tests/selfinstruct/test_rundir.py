@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from selfinstruct.display import evidence, sample, shown
-from selfinstruct.report import facts_of
-from selfinstruct.review import Query, select
-from selfinstruct.rundir import read_run
+from selfinstruct.results.display import evidence, sample, shown
+from selfinstruct.results.report import facts_of
+from selfinstruct.results.review import Query, select
+from selfinstruct.results.rundir import read_run
 from sft.errors import DataError
 from tests.selfinstruct.finished import FAILURES, KEPT, REFUSED, write_run
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from selfinstruct.words import Root, root_english, singular
-from selfinstruct.words_zh import root_chinese
+from selfinstruct.results.words import Root, root_english, singular
+from selfinstruct.results.words_zh import root_chinese
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "data"

@@ -11,8 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from selfinstruct.display import evidence, shown
 from selfinstruct.records import Candidate, Verdict
+from selfinstruct.results.display import evidence, shown
 from selfinstruct.store import item_of
 from selfinstruct.teacher.ledger import Entry, Ledger
 from sft.data.jsonl import read_rows

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfinstruct import plots, words, words_zh
-from selfinstruct.display import evidence, sample, shown
-from selfinstruct.rundir import SURPLUS, Judged, RunData, Stage, read_run
+from selfinstruct.results import plots, words, words_zh
+from selfinstruct.results.display import evidence, sample, shown
+from selfinstruct.results.rundir import SURPLUS, Judged, RunData, Stage, read_run
 from sft.text.tokens import is_cjk, length, tokens
 
 _TEMPLATE = Path(__file__).parent / "report.html.jinja"

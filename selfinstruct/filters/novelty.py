@@ -51,13 +51,13 @@ class NoveltyIndex:
     def __init__(self, threshold: float = 0.7) -> None:
         import numpy as np
 
-        from selfinstruct import novelty_kernels
+        from selfinstruct.filters import kernels
 
         if not 0 <= threshold <= 1:
             raise ValueError(f"the novelty threshold is an F measure from 0 to 1, got {threshold}")
         self.threshold = float(threshold)
         self.note = ""
-        self._np, self._kernels = np, novelty_kernels
+        self._np, self._kernels = np, kernels
         self._ids: list[str] = []
         self._vocabulary: dict[str, int] = {}
         self._flat = np.zeros(1 << 12, np.int32)

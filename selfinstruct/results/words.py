@@ -7,7 +7,7 @@ The figure of the Self-Instruct paper shows both, from a constituency parser. He
     "How do magnets work?"                              ->  None, a question has no root verb in this sense
 
 The first verb of :data:`VERBS` that opens a main clause, then the head of the noun phrase behind it. Chinese instructions are read by
-:mod:`selfinstruct.words_zh`. tests/selfinstruct/test_words.py states how often both agree with a reader.
+:mod:`selfinstruct.results.words_zh`. tests/selfinstruct/test_words.py states how often both agree with a reader.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfinstruct.display import evidence, sample, shown
-from selfinstruct.rundir import Failed, Judged, RunData, read_run
+from selfinstruct.results.display import evidence, sample, shown
+from selfinstruct.results.rundir import Failed, Judged, RunData, read_run
 from sft.errors import InputError
 
 if TYPE_CHECKING:

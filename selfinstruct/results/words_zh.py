@@ -1,4 +1,4 @@
-"""The root verb and noun of a Chinese instruction, by word lists and the order of words; the English side is :mod:`selfinstruct.words`.
+"""The root verb and noun of a Chinese instruction, by word lists and the order of words; the English side is :mod:`selfinstruct.results.words`.
 
 A sentence is read clause by clause. Of each, polite words are skipped, then::
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from selfinstruct.words import Root, word_set
+from selfinstruct.results.words import Root, word_set
 
 VERBS = word_set(
     """

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from selfinstruct.filter_sections import Filter, Scores
-from selfinstruct.pool import Pool, Refusal
+from selfinstruct.filters.pool import Pool, Refusal
+from selfinstruct.filters.sections import Filter, Scores
 from selfinstruct.records import Candidate
 from sft.config import KeyedError
 from sft.errors import RunError

@@ -1,4 +1,4 @@
-"""The filters of a recipe that look at a candidate alone (:mod:`selfinstruct.filter_measures` has the others).
+"""The filters of a recipe that look at a candidate alone (:mod:`selfinstruct.filters.measures` has the others).
 
 Each is a frozen section with ``kind`` and ``check``.
 
@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from selfinstruct.filter_lists import (
+from selfinstruct.filters.languages import LANGUAGES, foreign, language
+from selfinstruct.filters.lists import (
     BLACKLIST,
     EVENTS,
     PLACEHOLDERS,
@@ -27,8 +28,7 @@ from selfinstruct.filter_lists import (
     REFUSAL_OPENINGS,
     REFUSALS,
 )
-from selfinstruct.languages import LANGUAGES, foreign, language
-from selfinstruct.pool import Pool, Refusal
+from selfinstruct.filters.pool import Pool, Refusal
 from selfinstruct.records import Candidate
 from sft.config import KeyedError, Section
 from sft.text.model_speech import speaks_as_model

@@ -21,7 +21,7 @@ from sft.errors import DataError
 from sft.text.tokens import normal
 
 if TYPE_CHECKING:
-    from selfinstruct.novelty import NoveltyIndex
+    from selfinstruct.filters.novelty import NoveltyIndex
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Pool:
         self.index: NoveltyIndex | None = None
         self.seed_index: NoveltyIndex | None = None
         if threshold is not None:
-            from selfinstruct.novelty import NoveltyIndex  # here, since it brings numba
+            from selfinstruct.filters.novelty import NoveltyIndex  # here, since it brings numba
 
             self.index, self.seed_index = NoveltyIndex(threshold), NoveltyIndex(threshold)
         for seed in seeds:
@@ -172,7 +172,7 @@ class Pool:
     def _saved(self, path: str | Path) -> NoveltyIndex | None:
         if self._threshold is None or not Path(path).exists():
             return None
-        from selfinstruct.novelty import NoveltyIndex
+        from selfinstruct.filters.novelty import NoveltyIndex
 
         try:
             return NoveltyIndex.load(path, self._threshold)

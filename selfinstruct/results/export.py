@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from selfinstruct.rundir import SURPLUS, Row, RunData, read_dataset, read_run
+from selfinstruct.results.rundir import SURPLUS, Row, RunData, read_dataset, read_run
 from sft.data.jsonl import write_jsonl_atomic
 from sft.errors import DataError
 

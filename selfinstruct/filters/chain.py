@@ -14,14 +14,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from selfinstruct.filter_measures import (
+from selfinstruct.filters.measures import (
     ContaminationFilter,
     ContradictionFilter,
     CriticFilter,
     ExactDuplicateFilter,
     NoveltyFilter,
 )
-from selfinstruct.filter_sections import (
+from selfinstruct.filters.pool import Pool, Refusal
+from selfinstruct.filters.sections import (
     BlacklistFilter,
     EchoFilter,
     EmptyOutputFilter,
@@ -35,7 +36,6 @@ from selfinstruct.filter_sections import (
     RefusalFilter,
     TrailingColonFilter,
 )
-from selfinstruct.pool import Pool, Refusal
 from selfinstruct.records import Candidate, SeedTask, Verdict
 
 __all__ = ["CriticFilter", "Filter", "FilterChain", "FilterSection", "NoveltyFilter", "Pool", "Refusal", "make_chain"]
@@ -129,7 +129,7 @@ class FilterChain:
         return None
 
     def restore(self, rows: Iterable[Candidate], index: str | Path | None = None) -> bool:
-        """Take in the accepted rows of an earlier run: see :meth:`selfinstruct.pool.Pool.restore`."""
+        """Take in the accepted rows of an earlier run: see :meth:`selfinstruct.filters.pool.Pool.restore`."""
         return self.pool.restore(rows, index)
 
     def save(self, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The search of :mod:`selfinstruct.novelty`, over the arrays of :mod:`selfinstruct.novelty_postings`; compiled on the first call.
+"""The search of :mod:`selfinstruct.filters.novelty`, over the arrays of :mod:`selfinstruct.filters.postings`; compiled on the first call.
 
 numba's cache does not see that a function of another file has changed: after a change there, touch this file.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selfinstruct.novelty_postings import CLASSES, ONE, add, add_all, bits, compiled, int64, popcount
+from selfinstruct.filters.postings import CLASSES, ONE, add, add_all, bits, compiled, int64, popcount
 
 __all__ = ["add", "add_all", "find", "nearest", "score_all"]
 
