@@ -75,6 +75,7 @@ DOORS = {
     "dill": (),
     "openai": ("selfinstruct/teacher/client.py",),
     "selfinstruct": ("selfinstruct/",),
+    "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py"),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
