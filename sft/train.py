@@ -65,13 +65,16 @@ class Ranks:
         return self.rank == 0
 
     @staticmethod
-    def join() -> Ranks:
-        """Join the process group if torchrun started us; one process needs none."""
+    def join(*, offload: bool = False) -> Ranks:
+        """Join the process group if torchrun started us; one process needs none. ``offload``: shards lie in main memory."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             return Ranks(0, 1)
         from accelerate import PartialState
 
+        if offload and torch.cuda.is_available():  # the norm of gradients that lie on the CPU is summed there; NCCL cannot
+            torch.cuda.set_device(device_for_run())
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
         state = PartialState(cpu=not torch.cuda.is_available())
         return Ranks(state.process_index, state.num_processes)
 
@@ -96,7 +99,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
         InputError: anything that the user can mend, before a step is taken.
         RunError: a run that went wrong; the last checkpoint stands.
     """
-    ranks = Ranks.join()
+    ranks = Ranks.join(offload=recipe.train.cpu_offload)
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
@@ -334,9 +337,10 @@ def _finish(
     folder = run_dir / ("model" if recipe.lora is None else "adapter")
     partial = run_dir / f"{files.PARTIAL}{folder.name}"
     trainer.save_model(str(partial), _internal_call=True)
+    live = trainer.adapter_state()
     if ranks.main:
-        if recipe.lora is not None:
-            adapters.verify_saved(partial, adapters.adapter_state(trainer.accelerator.unwrap_model(trainer.model)))
+        if live is not None:
+            adapters.verify_saved(partial, live)
         servable.write_tokenizer(tokenizer, encoder, partial)
         servable.write_generation_config(encoder, tokenizer, partial)
         files.write_json(partial / "vicugna.json", {**about["serving"], **about})

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sft.data.collate import Batch, flat_batch, padded_batch
 from sft.data.dataset import RowStore
@@ -60,6 +61,12 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where a model computes: under ``cpu_offload`` not where its shards lie."""
+    first = next(model.parameters())
+    return torch.device(first.device_mesh.device_type) if isinstance(first, DTensor) else first.device
+
+
 @torch.no_grad()
 def evaluate_rows(
     model: nn.Module,
@@ -82,7 +89,7 @@ def evaluate_rows(
         rank: this process.
         world: processes; each takes every ``world``-th batch.
     """
-    device = next(model.parameters()).device
+    device = _device(model)
     sums = torch.zeros(len(store.labels), dtype=torch.float64, device=device)
     counts = torch.zeros_like(sums)
     groups = list(_groups(store, capacity, pad_id is not None))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -30,6 +31,7 @@ from sft.engine.loss import step_loss
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
 from sft.errors import NonFiniteError, RunError
 from sft.model import adapters
+from sft.model.load import DTYPES
 from sft.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,8 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
             "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
             "state_dict_type": "FULL_STATE_DICT",
         }
+        # Reduced after every micro-batch, gradients add up in shards; left to the step's end, each rank would hold all of them.
+        options["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     arguments = SFTConfig(
         output_dir=output.dir,
         per_device_train_batch_size=1,
@@ -126,6 +130,10 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     # One process drives one GPU. Where a host has more and torchrun did not start us, the trainer would wrap the model in DataParallel.
     assert arguments.device is not None  # finding the device counts the GPUs
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if train.sharding == "fsdp" and mixed != "float32":
+        # accelerate's own policy would also sum the gradients of the ranks in the type of the products
+        policy = MixedPrecisionPolicy(param_dtype=DTYPES[mixed], reduce_dtype=torch.float32, output_dtype=DTYPES[mixed])
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
     return arguments
 
 
@@ -278,10 +286,11 @@ class PlannedTrainer(SFTTrainer):
         try:
             Trainer._save_checkpoint(self, model, trial)  # past trl's, which writes a model card for its own website
             self.accelerator.wait_for_everyone()
+            live = self.adapter_state()
             if main:
                 written = self._partial / name
-                if self.recipe.lora is not None:
-                    adapters.verify_saved(written, adapters.adapter_state(self.accelerator.unwrap_model(self.model)))
+                if live is not None:
+                    adapters.verify_saved(written, live)
                 files.write_json(written / "vicugna.json", self.record.manifest)
                 files.publish(written, run_dir / name)
                 shutil.rmtree(self._partial)
@@ -290,6 +299,12 @@ class PlannedTrainer(SFTTrainer):
         finally:
             self._partial = None
         self.restart_clock()
+
+    def adapter_state(self) -> dict[str, Tensor] | None:
+        """What an adapter file must hold, None without adapters. Every rank must call it: sharded tensors are gathered."""
+        if self.recipe.lora is None:
+            return None
+        return adapters.adapter_state(self.accelerator.unwrap_model(self.model))
 
     # -- start ------------------------------------------------------------------------------------------------
 
@@ -329,12 +344,12 @@ class PlannedTrainer(SFTTrainer):
                 f"{4 * needed / 2**30:.1f} GiB; free some space or move output.dir"
             )
         self.save_model(str(folder), _internal_call=True)
+        live = self.adapter_state()
         if self.is_world_process_zero():
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            if self.recipe.lora is not None:
-                count = adapters.verify_saved(folder, adapters.adapter_state(unwrapped))
+            if live is not None:
+                count = adapters.verify_saved(folder, live)
             else:
-                count = checkpoints.verify_weights(folder, unwrapped)
+                count = checkpoints.verify_weights(folder, self.accelerator.unwrap_model(self.model))
             log.info("save-and-reload drill: %d tensors equal", count)
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()

@@ -94,10 +94,21 @@ def _check_targets(model: PreTrainedModel, section: LoraSection) -> None:
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that belong into the adapter file, by the names they have there."""
+    """The tensors that belong into the adapter file, by the names they have there. Under FSDP every rank must call this."""
     from peft import get_peft_model_state_dict
 
-    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+    return {key: _whole(tensor) for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is, a sharded one gathered from all ranks (over the GPUs, wherever the shards lie)."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(tensor, DTensor):
+        return tensor
+    shards = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(shards, DTensor)
+    return shards.full_tensor()
 
 
 def verify_saved(folder: Path, live: Mapping[str, torch.Tensor]) -> int:

@@ -56,6 +56,67 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """
 
+SUMS = """
+import json, sys, torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from sft.config import Document, build
+from sft.engine.batches import PlannedBatches
+from sft.engine.loss import step_loss
+from sft.engine.trainer import training_arguments
+from sft.model import adapters
+from sft.model.attention import register
+from sft.recipe import LoraSection, Recipe
+from tests.laws.ranks import case
+
+register()
+recipe = build(Recipe, Document(json.loads(sys.argv[1]), {}, "test.yaml"))
+model, store, plan = case(world=2)
+arguments = training_arguments(recipe, plan, torch.device("cpu"))  # joins the process group
+assert arguments.accelerator_config.gradient_accumulation_kwargs["sync_each_batch"] is True
+policy, mesh, rank = arguments.fsdp_plugin_args["mixed_precision_policy"], init_device_mesh("cpu", (2,)), arguments.process_index
+assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+
+def shard(whole, layers):
+    for module in (*layers, whole):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+adapted = case(world=2)[0]
+section = LoraSection(rank=3, alpha=6.0)
+adapted = adapters.attach(adapted, section, (), checkpointing=False, seed=4)
+before = {k: v.clone() for k, v in adapters.adapter_state(adapted).items()}
+shard(adapted, adapted.get_base_model().model.layers)
+assert all(isinstance(p, DTensor) for p in adapted.parameters())
+after = adapters.adapter_state(adapted)
+assert before.keys() == after.keys()
+assert all(not isinstance(after[k], DTensor) and torch.equal(before[k], after[k]) for k in before)
+
+shard(model, model.model.layers)
+parameters = dict(model.named_parameters())
+batches = PlannedBatches(store, plan, None)
+assert plan.accumulation > 1
+alone = []
+for gather in (False, True):
+    model.zero_grad()
+    for micro in range(plan.accumulation):
+        (step_loss(model, batches[micro * 2 + rank]) * 2).backward()
+        grads = {k: p.grad for k, p in parameters.items()}
+        assert all(isinstance(g, DTensor) and g.dtype == torch.float32 for g in grads.values()), "whole, or rounded"
+        assert all(2 * g.to_local().numel() <= g.numel() + g[0].numel() for g in grads.values())
+        if gather:
+            alone.append({k: g.full_tensor() for k, g in grads.items()})
+            model.zero_grad()
+    if not gather:
+        together = {k: g.full_tensor() for k, g in grads.items()}
+assert max(float(g.abs().max()) for g in together.values()) > 0
+for key, found in together.items():
+    wanted = alone[0][key]
+    for part in alone[1:]:
+        wanted = wanted + part[key]
+    assert torch.equal(found, wanted), key
+"""
+
 
 def torchrun(*command: str, port: int) -> None:
     environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
@@ -116,6 +177,17 @@ def test_fsdp2_shards_and_is_one_process(tmp_path: Path) -> None:
     largest = max(float((own[k] - full[k]).abs().max()) for k in own)
     record_law("2 ranks FSDP2 (DTensor) = 1 process, 6 steps", largest, 1e-4)
     assert largest < 1e-4
+
+
+def test_fsdp_adds_up_in_float32_shards_and_gathers_adapters(tmp_path: Path) -> None:
+    """Products in bfloat16: the gradients of a step's micro-batches add up in float32 to the bit, no rank ever holding them whole.
+
+    An adapter on a sharded model is compared with its file whole.
+    """
+    recipe = tiny_recipe(tmp_path / "run", train__sharding="fsdp", model__compute_dtype="bfloat16")
+    script = tmp_path / "sums.py"
+    script.write_text(SUMS, encoding="utf-8")
+    torchrun(str(script), json.dumps(recipe.model_dump(mode="json")), port=free_port())
 
 
 def test_fsdp_that_does_not_shard_is_refused(tmp_path: Path) -> None:
