@@ -1,0 +1,67 @@
+"""Conversations that hold what an evaluation set asks; the search itself is :mod:`sft.text.contamination`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from pydantic import Field
+
+from sft.curate.chat import Chat
+from sft.curate.rules.base import Removal, Role, RuleBase, place, refuse, shown
+from sft.data.conversation import Drop
+from sft.text.contamination import FIELDS, EvaluationTexts
+
+
+class ContaminationRule(RuleBase):
+    """``in_evaluation_set``, ``overlaps_evaluation_set``: a turn is an evaluation text, or shares a run of words with one.
+
+    Words in any case and with any punctuation; Chinese, Japanese and Korean by characters. An evaluation text that is shorter than
+    ``ngram`` is looked for whole, and below six words it must be all that the turn says.
+    """
+
+    kind: Literal["contamination"] = "contamination"
+    files: tuple[str, ...] = Field(min_length=1)
+    """Evaluation sets: .jsonl, .json or .parquet."""
+    fields: tuple[str, ...] = Field(default=FIELDS, min_length=1)
+    """Keys of their rows that hold texts, or lists of texts."""
+    ngram: int = Field(default=13, ge=4, le=100)
+    """Words in a row (characters, in Chinese) that must not be shared; 13 as in Brown et al. 2020."""
+    action: Removal = "drop_chat"
+    """Leave the conversation out, or take out the exchange."""
+    roles: tuple[Role, ...] = Field(default=("user", "assistant"), min_length=1)
+    """Whose turns are searched."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.files
+
+    def texts(self) -> EvaluationTexts:
+        """The sets, read once per process.
+
+        Raises:
+            DataError: a set that cannot be read, or a row with none of the fields.
+        """
+        return _evaluation(self.files, self.fields, self.ngram)
+
+    def apply(self, chat: Chat) -> Chat | Drop:
+        sets = self.texts()
+        at = 0
+        while at < len(chat.messages):
+            message = chat.messages[at]
+            found = sets.find(message.text) if message.role in self.roles else None
+            if found is None:
+                at += 1
+                continue
+            reason = "in_evaluation_set" if found.exact else "overlaps_evaluation_set"
+            detail = f"{place(chat, at)} shares {shown(found.text)} with {found.where}"
+            left = refuse(chat, at, self.action, reason, detail)
+            if isinstance(left, Drop):
+                return left
+            chat, at = left, 0
+        return chat
+
+
+@lru_cache(maxsize=8)
+def _evaluation(files: tuple[str, ...], fields: tuple[str, ...], ngram: int) -> EvaluationTexts:
+    return EvaluationTexts(files, fields, ngram)
