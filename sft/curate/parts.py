@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.conversation import Drop
-from sft.data.jsonl import write_jsonl_atomic
+from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.errors import DataError
 from sft.files import write_json
 
@@ -109,15 +109,19 @@ class Batch:
         index: number of the part that it becomes.
         source: label of the source.
         key: hash of the rows and of all that decides what becomes of them.
-        rows: decoded rows with their places, or the drops that could not be decoded; empty if ``path`` is given.
+        rows: as they were read, unreadable ones included; empty if ``path`` is given.
         path: a part of the stage before.
+        leave_out: number of a row in ``path`` -> reason and detail, for a stage that decides over all parts.
+        rename: number of a row in ``path`` -> what to put behind its id.
     """
 
     index: int
     source: str
     key: str
-    rows: tuple[tuple[str, Any], ...] = ()
+    rows: tuple[RawRow, ...] = ()
     path: Path | None = None
+    leave_out: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    rename: Mapping[int, str] = field(default_factory=dict)
 
 
 Work = Callable[[Batch, PartReport], Iterable[Mapping[str, Any]]]

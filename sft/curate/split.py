@@ -156,3 +156,13 @@ class Splitter:
 def _bucket(tokens: int) -> str:
     """Lengths by powers of two, named by their upper end."""
     return f"{1 << max(0, tokens - 1).bit_length():>7}"
+
+
+def tokenizer_fingerprint(section: SplitSection) -> str:
+    """sha256 of all that lengths depend on besides the section: the tokenizer and the template."""
+    from sft.curate.parts import digest
+    from sft.data.tokenize import fingerprint
+    from sft.model.tokenizer import row_tokenizer
+
+    tokenizer, template, _ = row_tokenizer(section.model, section.template)
+    return digest(fingerprint(tokenizer), template.fingerprint)

@@ -120,7 +120,7 @@ def read_source(source: Source, drops: Drops) -> Iterator[Conversation]:
     label = source.label
     for raw in rows:
         try:
-            parsed = FORMATS[name](_sound(raw), source.columns)
+            parsed = FORMATS[name](sound(raw), source.columns)
         except RowFault as fault:
             drops.add(Drop(_drop_id(raw, source.columns), fault.reason, fault.detail))
             continue
@@ -134,7 +134,7 @@ def read_source(source: Source, drops: Drops) -> Iterator[Conversation]:
             yield Conversation(full, turns, label, raw.where)
 
 
-def _sound(raw: RawRow) -> Any:
+def sound(raw: RawRow) -> Any:
     """The value of a row that could be read."""
     if raw.error is not None:
         reason, _, detail = raw.error.partition(": ")

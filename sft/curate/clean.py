@@ -1,0 +1,103 @@
+"""The rules of a recipe over the rows of a part, each change and each drop counted.
+
+A conversation goes through the rules in their order, and again as long as any of them changes it: an answer may be empty only after a
+rule has taken something out of it. What comes out is changed by no rule any more, so cleaning it again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sft.curate.chat import Chat, Message, Rule, read_chat
+from sft.curate.parts import Batch, PartReport
+from sft.curate.recipe import rules_of
+from sft.data.conversation import Conversation, Drop, fold_inputs
+from sft.data.fields import RowFault
+from sft.data.formats import FORMATS
+from sft.data.jsonl import RawRow
+from sft.data.sources import sound
+
+_MOST_ROUNDS = 8
+
+
+def make_clean(settings: Mapping[str, Any]) -> Cleaner:
+    """The work of a worker: ``{"rules": [...], "formats": {source label: [format, columns]}}``."""
+    return Cleaner(rules_of(settings["rules"]), settings["formats"])
+
+
+class Cleaner:
+    """Cleans the rows of a part."""
+
+    def __init__(self, rules: Sequence[Rule], formats: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
+        self._rules, self._formats = rules, formats
+
+    def __call__(self, batch: Batch, report: PartReport) -> Iterator[dict[str, Any]]:
+        for raw in batch.rows:
+            report.rows_in += 1
+            try:
+                chats = self._read(batch.source, raw)
+            except RowFault as fault:
+                report.drop(Drop(raw.where, fault.reason, fault.detail))
+                continue
+            for chat in chats:
+                report.characters_in += _characters(chat)
+                cleaned = self.clean(chat, report)
+                if cleaned is not None:
+                    report.characters_out += _characters(cleaned)
+                    report.count("turns", f"{len(cleaned.messages):>4}")
+                    yield cleaned.to_row()
+
+    def _read(self, source: str, raw: RawRow) -> list[Chat]:
+        name, columns = self._formats[source]
+        value = sound(raw)
+        if name == "sharegpt" and not columns:
+            return [read_chat(value, raw.where)]
+        # Other shapes hold checked conversations; an input of theirs follows the instruction, as training folds it.
+        parsed = FORMATS[name](value, columns)
+        base, several = parsed.id or raw.where, len(parsed.conversations) > 1
+        chats = []
+        for number, turns in enumerate(parsed.conversations):
+            folded = fold_inputs(Conversation(base, turns, source)).turns
+            if any(turn.role == "tool" for turn in folded):
+                raise RowFault("tool_turn", "a conversation with tools cannot be written in ShareGPT's shape")
+            messages = tuple(Message(turn.role, turn.content) for turn in folded)
+            chats.append(Chat(f"{base}/{number}" if several else base, messages, where=raw.where))
+        return chats
+
+    def clean(self, chat: Chat, report: PartReport) -> Chat | None:
+        """Apply the rules until none changes anything; None if one of them leaves the conversation out."""
+        counted: set[str] = set()
+        for _ in range(_MOST_ROUNDS):
+            before = chat
+            for rule in self._rules:
+                found = rule.apply(chat)
+                if isinstance(found, Drop):
+                    report.drop(found)
+                    return None
+                if found is not chat and rule.kind not in counted:
+                    counted.add(rule.kind)
+                    report.change(rule.kind, chat.where or chat.id, *_difference(chat, found))
+                chat = found
+            if chat is before:
+                return chat
+        report.drop(
+            chat.drop("unstable", f"the rules still change it after {_MOST_ROUNDS} rounds; two of them undo each other")
+        )
+        return None
+
+
+def _characters(chat: Chat) -> int:
+    return sum(len(message.text) for message in chat.messages)
+
+
+def _difference(before: Chat, after: Chat) -> tuple[str, str]:
+    """The first message that a rule changed, as it was and as it is; with its role where messages came or went."""
+    for old, new in zip(before.messages, after.messages, strict=False):
+        if old != new:
+            return (old.text, new.text) if old.role == new.role else (f"{old.role}: {old.text}", f"{new.role}: {new.text}")
+    longer, shorter = (before, after) if len(before.messages) > len(after.messages) else (after, before)
+    if len(longer.messages) == len(shorter.messages):
+        return str(before.model), str(after.model)
+    rest = "\n".join(f"{m.role}: {m.text}" for m in longer.messages[len(shorter.messages) :])
+    return (rest, "") if longer is before else ("", rest)

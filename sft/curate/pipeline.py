@@ -1,0 +1,180 @@
+"""A curation from top to bottom: read this first.
+
+::
+
+    RUN/recipe.yaml      what was asked for
+    RUN/clean/           rules applied, in parts            sources -> 00000.jsonl + 00000.json, 00001...
+    RUN/signatures/      of every row, for dedup/
+    RUN/dedup/           without duplicates                 one part for each part of clean/
+    RUN/split/           cut to the length of training      one part for each part of dedup/
+    RUN/train.jsonl      mixed; RUN/holdout.jsonl if rows are held out
+    RUN/dropped.jsonl    every row and exchange that was left out: {stage, place, reason, detail}
+    RUN/run.json         counts of all stages; fingerprints of input, rules and code
+    RUN/report.html
+
+A stopped curation is run again with the same command: parts that are whole and made from the same rows by the same rules are taken as
+they stand. So the bytes do not depend on where it was stopped, nor on how many processes worked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from tqdm import tqdm
+
+from sft.curate import clean, duplicates, split
+from sft.curate.mixing import write_mix
+from sft.curate.parts import Batch, PartReport, Work, digest, part_path, run_parts, total
+from sft.curate.recipe import CurateRecipe
+from sft.data.jsonl import RawRow, write_jsonl_atomic
+from sft.data.sources import fingerprint, raw_rows, with_format
+from sft.files import write_json
+
+Stage = Literal["clean", "dedup", "split", "mix"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+_LIBRARIES = ("numpy", "tokenizers", "transformers")
+
+
+@dataclass(slots=True)
+class Curation:
+    """What a curation did.
+
+    Attributes:
+        folder: the run directory.
+        stages: name -> all its parts as one report.
+        parts: name -> parts, and how many of them were there already.
+        mixed: source label -> rows, as :class:`sft.curate.mix.MixPlan` counts them; empty before that stage.
+    """
+
+    folder: Path
+    stages: dict[str, PartReport] = field(default_factory=dict)
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    mixed: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def code_fingerprint() -> str:
+    """sha256 over this package's own files and the versions of the libraries that its results depend on."""
+    folder = Path(__file__).parent
+    out = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        out.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    for library in _LIBRARIES:
+        out.update(f"{library} {metadata.version(library)}\n".encode())
+    return out.hexdigest()
+
+
+def curate(recipe: CurateRecipe, *, until: Stage = "mix", progress: bool = True) -> Curation:
+    """Run the stages of a recipe up to one of them.
+
+    Args:
+        recipe: what to do.
+        until: the last stage.
+        progress: show a bar for each stage.
+
+    Raises:
+        DataError: sources that cannot be read, no rows left, or a refusal of a stage.
+    """
+    folder = Path(recipe.output.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = recipe.output.workers or os.cpu_count() or 1
+    done = Curation(folder)
+    code = code_fingerprint()
+
+    def stage(name: str, batches: Iterator[Batch], make: Callable[[Any], Work], settings: Any) -> list[PartReport]:
+        with tqdm(desc=name, unit=" rows", disable=not progress, leave=False) as bar:
+            reports, reused = run_parts(folder / name, batches, make, settings, workers=workers, progress=bar.update)
+        done.stages[name], done.parts[name] = total(reports), (len(reports), reused)
+        return reports
+
+    formats: dict[str, tuple[str, Mapping[str, str]]] = {}
+    settings = {"rules": [rule.model_dump(mode="json") for rule in recipe.rules], "formats": formats}
+    source_rows = _source_rows(recipe, formats)
+    made = digest(code, settings["rules"], _files_of(recipe))
+    last, reports = "clean", stage("clean", _batches(source_rows, recipe, made, formats), clean.make_clean, settings)
+    if until != "clean" and recipe.dedup is not None:
+        section = recipe.dedup.model_dump(mode="json")
+        before = list(_following(folder / last, reports, digest(code, section)))
+        stage("signatures", iter(before), duplicates.make_signatures, section)
+        decision, name = duplicates.decide(recipe.dedup, folder / "signatures", len(before))
+        last, reports = "dedup", stage("dedup", duplicates.leave_out(decision, name, before), duplicates.make_leave_out, {})
+    if until in ("split", "mix") and recipe.split is not None:
+        section = recipe.split.model_dump(mode="json")
+        made = digest(code, section, split.tokenizer_fingerprint(recipe.split))
+        last, reports = "split", stage("split", _following(folder / last, reports, made), split.make_split, section)
+    if until == "mix":
+        done.mixed = write_mix(recipe, folder, [(part_path(folder / last, r.index), r.source) for r in reports])
+    _record(recipe, done, code)
+    return done
+
+
+def _files_of(recipe: CurateRecipe) -> list[str]:
+    """Hashes of the files that rules read, such as evaluation sets."""
+    names = sorted({name for rule in recipe.rules for name in rule.reads})
+    return [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names]
+
+
+def _source_rows(recipe: CurateRecipe, formats: dict[str, tuple[str, Mapping[str, str]]]) -> list[tuple[str, Iterator[RawRow]]]:
+    """Each source's label and rows; fills in what shape they have, which the first row tells where the recipe does not."""
+    found = []
+    for source in recipe.sources:
+        name, rows = with_format(source, islice(raw_rows(source), source.limit))
+        formats[source.label] = (name, source.columns)
+        found.append((source.label, rows))
+    return found
+
+
+def _batches(
+    sources: Sequence[tuple[str, Iterator[RawRow]]], recipe: CurateRecipe, made: str, formats: Mapping[str, Any]
+) -> Iterator[Batch]:
+    """The rows of the sources in batches; none holds rows of two sources."""
+    index = 0
+    for label, rows in sources:
+        while some := tuple(islice(rows, recipe.output.rows_per_part)):
+            key = digest(made, label, formats[label], [[raw.where, raw.value, raw.error] for raw in some])
+            yield Batch(index, label, key, rows=some)
+            index += 1
+
+
+def _following(folder: Path, reports: Sequence[PartReport], made: str) -> Iterator[Batch]:
+    """The parts of the stage before as the batches of the next one."""
+    for report in reports:
+        yield Batch(report.index, report.source, digest(made, report.sha256), path=part_path(folder, report.index))
+
+
+def _record(recipe: CurateRecipe, done: Curation, code: str) -> None:
+    dropped = (
+        {"stage": name, "place": place, "reason": reason, "detail": detail}
+        for name, report in done.stages.items()
+        for place, reason, detail in report.dropped
+    )
+    write_jsonl_atomic(done.folder / "dropped.jsonl", dropped)
+    about = {
+        "recipe": recipe.model_dump(mode="json"),
+        "fingerprints": {
+            "sources": [fingerprint(source) for source in recipe.sources],
+            "rules": digest([rule.model_dump(mode="json") for rule in recipe.rules]),
+            "code": code,
+        },
+        "stages": {name: {**report.to_json(), "dropped": len(report.dropped)} for name, report in done.stages.items()},
+        "parts": {name: list(counts) for name, counts in done.parts.items()},
+        "mixed": done.mixed,
+    }
+    write_json(done.folder / "run.json", about)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a curation.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    value: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,83 @@
+"""The recipe of a curation: where shared conversations come from, what is done to them, and where the rows go.
+
+::
+
+    sources -> rules -> dedup -> split -> mix -> train.jsonl, holdout.jsonl
+               clean/   dedup/   split/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import Field
+
+from sft.config import Document, KeyedError, Section, load
+from sft.curate.chat import Rule
+from sft.curate.dedup import DedupSection
+from sft.curate.mix import MixSection
+from sft.curate.rules import RuleSection
+from sft.curate.split import SplitSection
+from sft.recipe import Source
+
+
+class IdentitySection(Section):
+    """Questions about who answers, with answers of ours, so that the model does not take its teacher's name."""
+
+    name: str
+    """What the model is called."""
+    organisation: str
+    """Who made it."""
+    languages: tuple[str, ...] = ("en", "zh")
+    """Of the pairs: en, zh."""
+
+
+class OutputSection(Section):
+    dir: str
+    """The run directory."""
+    rows_per_part: int = Field(default=2000, ge=1)
+    """Rows worked on, written and resumed together. Changes no row of the result."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes; null is one for each core. Changes no byte of the result."""
+
+
+class CurateRecipe(Section):
+    """A whole curation. The order of the fields is the order of the file."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where conversations come from. ``weight`` is in ``mix``'s hands."""
+    rules: tuple[RuleSection, ...] = ()
+    """Applied in this order, and again until they change nothing more."""
+    dedup: DedupSection | None = None
+    """Equal and nearly equal conversations; null keeps all."""
+    split: SplitSection | None = None
+    """Cut to the length of a training row; null leaves conversations whole."""
+    identity: IdentitySection | None = None
+    """Rows about the model's own name; null adds none."""
+    mix: MixSection = Field(default_factory=MixSection)
+    """Order, shares and held-out rows."""
+    output: OutputSection
+
+    @pydantic.model_validator(mode="after")
+    def _labels_differ(self) -> CurateRecipe:
+        labels = [source.label for source in self.sources]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise KeyedError("sources", f"two sources are called {twice!r}; give one of them another name")
+        return self
+
+
+class _Rules(Section):
+    rules: tuple[RuleSection, ...]
+
+
+def rules_of(values: Sequence[Any]) -> tuple[Rule, ...]:
+    """Rules from their plain data, as a worker gets them."""
+    return _Rules.model_validate({"rules": tuple(values)}, strict=False).rules
+
+
+def load_curate_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[CurateRecipe, Document]:
+    """Read, edit and check a recipe; see :func:`sft.config.load`."""
+    return load(CurateRecipe, path, overrides)
