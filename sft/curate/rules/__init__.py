@@ -14,6 +14,7 @@ from sft.curate.rules.answers import NoticeRule, RefusalRule
 from sft.curate.rules.base import RuleBase
 from sft.curate.rules.contamination import ContaminationRule
 from sft.curate.rules.fields import FieldRule, ModelRule
+from sft.curate.rules.html import HtmlRule
 from sft.curate.rules.language import LanguageRule
 from sft.curate.rules.pii import PiiRule
 from sft.curate.rules.quality import BrokenListRule, RepetitionRule
@@ -23,8 +24,8 @@ from sft.curate.rules.vendors import VendorNamesRule
 __all__ = ["RuleBase", "RuleSection"]
 
 RuleSection = Annotated[
-    # HtmlRule joins here
-    RoleRepairRule
+    HtmlRule
+    | RoleRepairRule
     | EmptyTurnRule
     | MinLengthRule
     | SingleRoundRule
