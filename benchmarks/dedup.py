@@ -275,26 +275,31 @@ def at_scale(folder: Path, rows: int, processes: int, seed: int, section: DedupS
 
 
 def decision_alone(rows: int) -> None:
-    """Over random marks: one row in ten is like an earlier one."""
-    dice = np.random.default_rng(0)
-    records = np.zeros(rows, record_type(SECTION))
-    records["exact"][:, 0] = records["id"] = records["content"] = np.arange(1, rows + 1)
-    records["length"], records["compared"] = dice.integers(100, 10_000, rows), 1
-    records["marks"] = dice.integers(0, 1 << 16, records["marks"].shape, dtype=np.uint16)
-    copies = np.arange(9, rows, 10)
-    kept = dice.random((len(copies), 128)) < 0.92
-    records["marks"][copies] = np.where(kept, records["marks"][copies - 5], records["marks"][copies])
-    found = Deduplicator(SECTION)
-    found.extend(range(rows), records.tobytes())
-    del records, kept
-    before, start, wall = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), time.perf_counter()
+    """Over random marks: one row in ten is like an earlier one. Fed in pieces, so that the memory is that of the search."""
+    dice, found, step = np.random.default_rng(0), Deduplicator(SECTION), 5000
+    decided(list(map(spliced_words, range(200))), SECTION)  # compiled before the memory is looked at
+    empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for low in range(0, rows, step):
+        records = np.zeros(min(step, rows - low), record_type(SECTION))
+        records["exact"][:, 0] = records["id"] = records["content"] = np.arange(low + 1, low + 1 + len(records))
+        records["length"], records["compared"] = dice.integers(100, 10_000, len(records)), 1
+        records["marks"] = dice.integers(0, 1 << 16, records["marks"].shape, dtype=np.uint16)
+        copies = np.arange(9, len(records), 10)
+        kept = dice.random((len(copies), 128)) < 0.92
+        records["marks"][copies] = np.where(kept, records["marks"][copies - 5], records["marks"][copies])
+        found.extend(range(low, low + len(records)), records.tobytes())
+    held, start, wall = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), time.perf_counter()
     decision = found.decide()
     took = f"{time.process_time() - start:.1f} CPU s (wall {time.perf_counter() - wall:.1f})"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"decision alone over random marks of {rows:,} rows: {len(decision.duplicates):,} left out of {len(copies):,} planted, {took}"
+        f"decision alone over random marks of {rows:,} rows: {len(decision.duplicates):,} left out of {rows // 10:,} planted, {took}"
     )
-    print(f"  peak of the process {before >> 10} MiB before the decision, {peak >> 10} after")
+    print(f"  memory {empty >> 10} MiB empty, {held >> 10} with all signatures, {peak >> 10} at its peak")
+
+
+def spliced_words(index: int) -> Chat:
+    return Chat(str(index), (Message("user", " ".join(f"w{i * (index + 1)}" for i in range(50))),))
 
 
 def root(of: dict[int, int], index: int) -> int:
@@ -325,10 +330,14 @@ def against_datasketch(found: Deduplicator, count: int, ours: float) -> None:
 
 
 def show_pairs(chats: list[Chat], count: int, threshold: float) -> None:
-    """Some near-duplicate pairs, to be read."""
-    section = SECTION.model_copy(update={"near": NearSection(threshold=threshold)})
-    near = [(i, d) for i, d in decided(chats, section).duplicates.items() if d.reason == "near_duplicate"]
-    print(f"{len(near)} near duplicates at {threshold} among {len(chats)} chats and instructions")
+    """How many near duplicates the real rows have, and some pairs to be read."""
+    for reach in ("chain", "direct"):
+        decision = decided(chats, SECTION.model_copy(update={"near": NearSection(threshold=threshold, reach=reach)}))
+        near = [(i, d) for i, d in decision.duplicates.items() if d.reason == "near_duplicate"]
+        below = sum(d.similarity is not None and d.similarity < threshold for _, d in near)
+        others = sum(not chats[i].id.startswith("identity") for i, _ in near)
+        print(f"{reach}: {len(near)} near duplicates at {threshold} among {len(chats):,}, {others} of them not identity rows;")
+        print(f"  {below} of them less like what stays; {decision.counts['exact_duplicate']} exact ones besides")
     for index, duplicate in random.Random(5).sample(near, min(count, len(near))):
         print(f"\n=== {duplicate.similarity:.2f}")
         for chat in (chats[index], chats[duplicate.of]):

@@ -189,7 +189,7 @@ def _first_exchange(texts: list[tuple[str, str]]) -> bytes:
 
 
 class Deduplicator:
-    """Gathers signatures and decides. Memory: 72 bytes and the marks per row (328 at 128 permutations), about 100 more while deciding."""
+    """Gathers signatures and decides. Memory: 72 bytes and the marks per row (328 at 128 permutations), up to 500 in all while deciding."""
 
     def __init__(self, section: DedupSection) -> None:
         self._section, self._type = section, record_type(section)
