@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sft.curate import statistics
 from sft.curate.chat import Chat, Message, Rule, read_chat
-from sft.curate.parts import Batch, PartReport
+from sft.curate.parts import Batch, PartReport, beginning
 from sft.curate.recipe import rules_of
 from sft.data.conversation import Conversation, Drop, fold_inputs
 from sft.data.fields import RowFault
@@ -41,11 +42,10 @@ class Cleaner:
                 report.drop(Drop(raw.where, fault.reason, fault.detail))
                 continue
             for chat in chats:
-                report.characters_in += _characters(chat)
+                statistics.count_read(report, chat)
                 cleaned = self.clean(chat, report)
                 if cleaned is not None:
-                    report.characters_out += _characters(cleaned)
-                    report.count("turns", f"{len(cleaned.messages):>4}")
+                    statistics.count_kept(report, cleaned)
                     yield cleaned.to_row()
 
     def _read(self, source: str, raw: RawRow) -> list[Chat]:
@@ -73,7 +73,7 @@ class Cleaner:
             for rule in self._rules:
                 found = rule.apply(chat)
                 if isinstance(found, Drop):
-                    report.drop(found)
+                    report.drop(found, beginning((m.role, m.text) for m in chat.messages))
                     return None
                 if found is not chat and rule.kind not in counted:
                     counted.add(rule.kind)
@@ -85,10 +85,6 @@ class Cleaner:
             chat.drop("unstable", f"the rules still change it after {_MOST_ROUNDS} rounds; two of them undo each other")
         )
         return None
-
-
-def _characters(chat: Chat) -> int:
-    return sum(len(message.text) for message in chat.messages)
 
 
 def _difference(before: Chat, after: Chat) -> tuple[str, str]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.curate import statistics
 from sft.curate.chat import read_chat
 from sft.curate.dedup import Decision, Deduplicator, DedupSection, signature
-from sft.curate.parts import Batch, PartReport, Work, digest, part_path, read_part
+from sft.curate.parts import Batch, PartReport, Work, beginning, digest, part_path, read_part
 from sft.data.conversation import Drop
 
 _STRIDE = 1 << 32  # a row's index is its part's number times this, and its place in the part
@@ -34,16 +35,17 @@ def make_leave_out(_: Mapping[str, Any]) -> Work:
         assert batch.path is not None
         for number, row in enumerate(read_part(batch.path)):
             report.rows_in += 1
-            characters = sum(len(turn["value"]) for turn in row["conversations"])
-            report.characters_in += characters
+            chat = read_chat(row, row["id"])
+            report.characters_in += statistics.size(chat)
+            report.bytes_in += statistics.text_bytes(chat)
             if number in batch.leave_out:
                 reason, detail = batch.leave_out[number]
-                report.drop(Drop(row["id"], reason, detail))
+                report.drop(Drop(row["id"], reason, detail), beginning((m.role, m.text) for m in chat.messages))
                 continue
             if number in batch.rename:
                 row["id"] += batch.rename[number]
                 report.changed["same_id_renamed"] += 1
-            report.characters_out += characters
+            report.characters_out += statistics.size(chat)
             yield row
 
     return work

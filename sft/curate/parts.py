@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.errors import DataError
 from sft.files import write_json
 
-EXAMPLES = 3  # changed rows kept per reason and part, for the report
+EXAMPLES = 4  # rows shown for each reason, in a part's report and in that of a stage
+_SHOWN = 2000  # characters of a text that is shown
+_BEFORE = 200  # of them at most before the first change
 _AHEAD = 3  # batches per worker that wait to be worked on: bounds the memory
 
 Hist = dict[str, dict[str, int]]
@@ -45,10 +48,13 @@ class PartReport:
         sha256: of the part's file.
         rows_in, rows_out: rows.
         characters_in, characters_out: of all messages.
+        bytes_in: of all messages as UTF-8.
+        reused: it was there already; not written.
         counts: reason -> rows left out.
         changed: reason -> rows kept in another form.
         dropped: every row (or exchange) left out, as ``[place, reason, detail]``: nothing is lost silently.
-        examples: reason -> ``[place, before, after]`` of the first rows changed for it.
+        examples: reason -> ``[place, before, after]`` of some rows changed for it, cut to what is near the change.
+        left_out: reason -> ``[place, detail, beginning]`` of some rows left out for it.
         histograms: name -> bucket -> count, for the report.
     """
 
@@ -60,23 +66,25 @@ class PartReport:
     rows_out: int = 0
     characters_in: int = 0
     characters_out: int = 0
+    bytes_in: int = 0
+    reused: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     dropped: list[list[str]] = field(default_factory=list)
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
+    left_out: dict[str, list[list[str]]] = field(default_factory=dict)
     histograms: Hist = field(default_factory=dict)
 
-    def drop(self, drop: Drop) -> None:
+    def drop(self, drop: Drop, beginning: str = "") -> None:
         """Count and list a row that is left out."""
         self.counts[drop.reason] += 1
         self.dropped.append([drop.id, drop.reason, drop.detail])
+        self.left_out[drop.reason] = _sample(self.left_out.get(drop.reason, []), [[drop.id, drop.detail, beginning]])
 
     def change(self, reason: str, place: str, before: str, after: str) -> None:
-        """Count a row that is kept in another form; the first of each reason are shown."""
+        """Count a row that is kept in another form."""
         self.changed[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < EXAMPLES:
-            shown.append([place, before, after])
+        self.examples[reason] = _sample(self.examples.get(reason, []), [[place, *_near_the_change(before, after)]])
 
     def count(self, histogram: str, bucket: str, by: int = 1) -> None:
         """Add to a histogram."""
@@ -85,7 +93,7 @@ class PartReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the same for equal reports."""
-        values = {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "reused"}
         return {
             **values,
             "counts": dict(sorted(self.counts.items())),
@@ -99,6 +107,31 @@ class PartReport:
         report = PartReport(**value)
         report.counts, report.changed = Counter(value["counts"]), Counter(value["changed"])
         return report
+
+
+def _sample(some: list[list[str]], more: list[list[str]]) -> list[list[str]]:
+    """Those with the least hashes of their places: the same of all rows together, whatever parts they came in."""
+    return sorted([*some, *more], key=lambda row: (hashlib.blake2b(row[0].encode("utf-8", "replace")).digest(), row))[:EXAMPLES]
+
+
+def _near_the_change(before: str, after: str) -> tuple[str, str]:
+    """Two texts cut to the same stretch, so that what differs first can be seen."""
+    same, end = 0, min(len(before), len(after))  # the first so many characters are the same; the first end + 1 are not
+    while same < end:
+        middle = (same + end + 1) // 2
+        same, end = (middle, end) if before[:middle] == after[:middle] else (same, middle - 1)
+    start = max(0, same - _BEFORE) if max(len(before), len(after)) > _SHOWN else 0
+    return _stretch(before, start), _stretch(after, start)
+
+
+def _stretch(text: str, start: int) -> str:
+    return ("…" if start else "") + text[start : start + _SHOWN] + ("…" if len(text) > start + _SHOWN else "")
+
+
+def beginning(messages: Iterable[tuple[str, str]]) -> str:
+    """How a conversation of roles and texts begins, for a report."""
+    told = [f"{role}: {text if len(text) <= 300 else text[:300] + '…'}" for role, text in islice(messages, 3)]
+    return "\n".join(told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +192,7 @@ def finished(folder: Path, batch: Batch) -> PartReport | None:
     path = part_path(folder, batch.index)
     try:
         report = PartReport.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        report.reused = True
         return report if report.key == batch.key and report.sha256 == file_digest(path) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -253,19 +287,21 @@ def _remove_surplus(folder: Path, parts: int) -> None:
 
 
 def total(reports: Iterable[PartReport]) -> PartReport:
-    """All parts of a stage as one report; the examples and drops of the first parts come first."""
+    """All parts of a stage as one report: but for the order of what is left out, the same for any division into parts."""
     out = PartReport("", -1, "")
     for report in reports:
         out.rows_in += report.rows_in
         out.rows_out += report.rows_out
         out.characters_in += report.characters_in
         out.characters_out += report.characters_out
+        out.bytes_in += report.bytes_in
         out.counts += report.counts
         out.changed += report.changed
         out.dropped += report.dropped
         for reason, shown in report.examples.items():
-            kept = out.examples.setdefault(reason, [])
-            kept += shown[: EXAMPLES * 2 - len(kept)]
+            out.examples[reason] = _sample(out.examples.get(reason, []), shown)
+        for reason, shown in report.left_out.items():
+            out.left_out[reason] = _sample(out.left_out.get(reason, []), shown)
         for name, buckets in report.histograms.items():
             for bucket, number in buckets.items():
                 out.count(name, bucket, number)

@@ -21,9 +21,10 @@ import pydantic
 from pydantic import Field
 
 from sft.config import KeyedError, Section
+from sft.curate import statistics
 from sft.curate.chat import Chat, Message, read_chat
 from sft.curate.parts import Batch, PartReport, read_part
-from sft.data.conversation import Conversation, Drops
+from sft.data.conversation import Conversation, Drop, Drops, Turn
 from sft.data.fields import RowFault
 from sft.data.formats import FORMATS
 from sft.data.overflow import Fitted, exchanges, fit
@@ -76,10 +77,10 @@ class Splitter:
         chats = (read_chat(row, row["id"]) for row in read_part(batch.path))
         while some := list(islice(chats, _AT_ONCE)):
             report.rows_in += len(some)
-            report.characters_in += sum(len(m.text) for chat in some for m in chat.messages)
+            for chat in some:
+                report.characters_in += statistics.size(chat)
+                report.bytes_in += statistics.text_bytes(chat)
             for chat in self.split(some, report):
-                report.characters_out += sum(len(m.text) for m in chat.messages)
-                report.count("turns", str(len(chat.messages)))
                 yield chat.to_row()
 
     def split(self, chats: Sequence[Chat], report: PartReport) -> Iterator[Chat]:
@@ -107,39 +108,49 @@ class Splitter:
         self, chat: Chat, conversation: Conversation, parts: Iterable[Fitted], why: tuple[str, str] | None, report: PartReport
     ) -> Iterator[Chat]:
         """The rows of one conversation; whatever is in none of them is listed."""
-        _, pairs = exchanges(conversation)
+        head, pairs = exchanges(conversation)
         lost = set(range(len(pairs)))
         count = 0
+        language = statistics.language(chat)
         for part in parts:
             _, own = exchanges(part.conversation)
             begin = int(part.conversation.id.rpartition("#")[2]) if len(own) < len(pairs) else 0
             length = len(part.whole.row.ids)
-            if length > self._section.max_length and not self._keep(chat, begin, length, report):
+            if length > self._section.max_length and not self._keep(chat, begin, own[0], length, report):
                 lost -= {begin}
                 continue
             lost -= set(range(begin, begin + len(own)))
             count += 1
-            report.count("tokens", _bucket(length))
-            report.count("totals", "tokens", length)
-            report.count("totals", "learnt tokens", int(part.whole.row.mask.sum()))
-            yield self._row(chat, part, len(own) < len(pairs))
+            row = self._row(chat, part, len(own) < len(pairs))
+            traced = part.whole.row
+            statistics.count_row(report, row, length, int(traced.mask.sum()))
+            statistics.count_answers(report, language, row, sum(stop - start for start, stop in traced.turns))
+            yield row
         if count > 1:
             report.changed["split"] += 1
-        reason, detail = why or (
-            "exchange_without_answer",
-            "nothing in this exchange is learnt, so no part of the row holds it",
-        )
         for number in sorted(lost):
+            reason, detail = why or self._why(conversation, head + pairs[number])
             report.drop(replace(chat, id=f"{chat.id}#{number}", where="").drop(reason, detail))
 
-    def _keep(self, chat: Chat, begin: int, length: int, report: PartReport) -> bool:
+    def _why(self, conversation: Conversation, turns: tuple[Turn, ...]) -> tuple[str, str]:
+        """Why an exchange stands in no row, though others of its conversation do."""
+        if not any(turn.role == "assistant" for turn in turns):
+            return "exchange_without_answer", "nobody answers"
+        alone = self._encoder.trace([replace(conversation, turns=turns)])[0]
+        if isinstance(alone, Drop):
+            return alone.reason, alone.detail
+        if len(alone.row.ids) > self._section.max_length:
+            return "nothing_trained", f"no answer begins within split.max_length = {self._section.max_length} tokens; raise it"
+        return "nothing_learnt", "no answer of this exchange is learnt (template.train_on)"
+
+    def _keep(self, chat: Chat, begin: int, turns: Iterable[Turn], length: int, report: PartReport) -> bool:
         """Whether an exchange that is too long alone is kept."""
         limit = self._section.max_length
         detail = f"{length} tokens alone; split.max_length is {limit}"
         if self._section.overflow == "error":
             raise DataError(f"{chat.id}#{begin}: {detail}; raise it, or set split.overflow to keep or drop")
         if self._section.overflow == "drop":
-            report.drop(replace(chat, id=f"{chat.id}#{begin}", where="").drop("exchange_too_long", detail))
+            self._drop(chat, begin, turns, "exchange_too_long", detail, report)
             return False
         report.changed["exchange_too_long_kept"] += 1
         return True
@@ -151,11 +162,6 @@ class Splitter:
         return replace(
             chat, id=part.conversation.id, messages=tuple(Message(turn.role, turn.content) for turn in part.conversation.turns)
         )
-
-
-def _bucket(tokens: int) -> str:
-    """Lengths by powers of two, named by their upper end."""
-    return f"{1 << max(0, tokens - 1).bit_length():>7}"
 
 
 def tokenizer_fingerprint(section: SplitSection) -> str:
