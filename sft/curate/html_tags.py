@@ -53,9 +53,10 @@ COUNTER: Final = re.compile(r"\s*\d+ / \d+\s*")
 """What a pager shows: ``1 / 2``."""
 _ANSWER: Final = r"""(?:\bmarkdown\b[^"<>]*\bprose\b|\bprose\b[^"<>]*\bmarkdown\b)"""
 _QUESTION: Final = r"""(?:\bmin-h-\[20px\][^"<>]*\bwhitespace-pre-wrap\b)"""
-_CONTAINER = re.compile(
+CONTAINER = re.compile(
     rf"""(?:<div\b[^<>]*\bflex-grow flex-col\b[^<>]*>\s*)?<div\b[^<>]*\bclass="[^"<>]*(?:{_ANSWER}|{_QUESTION})[^<>]*>(?!\s*\n[ \t]+<)"""
 )
+"""The opening tag of the site's own container of a message. Source code that has such classes goes on in an indented line."""
 _SITE = re.compile(rf"""<\w[^<>]*\bclass="(?:[^"<>]*{_ANSWER}|[^"<>]*(?<![\w!-])!whitespace-pre\b|[^"<>]*\bkatex-mathml\b)""")
 _TOOLBAR = re.compile(r"""(?<!\\)<pre\b[^<>]*>\s*<div\b[^<>]*\bclass="[^"<>]*\brounded-md\b[^<>]*>""")
 _MARKDOWN_CODE = re.compile(
@@ -127,7 +128,7 @@ def evidence(text: str) -> int | None:
     if first < 0:
         return None
     lead = text[:first]
-    if (not lead.strip() or COUNTER.fullmatch(lead)) and (_CONTAINER.match(text, first) or _is_prose(text, first)):
+    if (not lead.strip() or COUNTER.fullmatch(lead)) and (CONTAINER.match(text, first) or _is_prose(text, first)):
         return first
     if "hljs" in text and "</pre" in text:
         return _toolbar(_MARKDOWN_CODE.sub(lambda m: " " * len(m[0]), text))
@@ -150,7 +151,7 @@ def is_page(text: str) -> bool:
     first = text.find("<")
     if first < 0 or text[:first].strip():
         return False
-    container = _CONTAINER.match(text, first)
+    container = CONTAINER.match(text, first)
     end = end_of(text, "div", container.end()) if container else None
     return end is not None and not text[end[1] :].strip()
 

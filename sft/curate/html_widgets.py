@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sft.curate.html_tags import COUNTER, TAG, attributes, bare
+from sft.curate.html_tags import CONTAINER, COUNTER, TAG, attributes, bare
 
 WIDGETS: Final = frozenset(
     (
@@ -33,7 +33,6 @@ _TEX = re.compile(r"""<annotation\b[^<>]*\bencoding=["']application/x-tex["'][^<
 _CHARACTERS = re.compile(r"\s*(Copy)?\d+ chars / \d+ words\s*")
 _AFTER_BUTTON = re.compile(r"</button\s*>(?:\s|</?(?:span|div)\b[^<>]*>)*\Z", re.IGNORECASE)
 _BEFORE_BUTTON = re.compile(r"(?:\s|</?(?:span|div)\b[^<>]*>)*<button\b", re.IGNORECASE)
-_PAGE = re.compile(r"\s*<div\b[^<>]*\bmarkdown\b", re.IGNORECASE)
 _NEAR: Final = 300
 """How many characters before a counter its button is looked for."""
 
@@ -41,7 +40,7 @@ _NEAR: Final = 300
 def counter_before(html: str) -> int:
     """Where the answer begins behind a bare ``1 / 2`` that stands before its container; 0 where there is none."""
     counter = COUNTER.match(html)
-    return counter.end() if counter and _PAGE.match(html, counter.end()) else 0
+    return counter.end() if counter and CONTAINER.match(html, counter.end()) else 0
 
 
 def is_counter(html: str, start: int, end: int) -> bool:

@@ -39,6 +39,7 @@ _MARKS: Final = {
     "sub": ("<sub>", "</sub>"),
     "sup": ("<sup>", "</sup>"),
 }
+_INNER: Final = {"strong": ("__", "__"), "em": ("_", "_")}
 
 
 @dataclass(slots=True)
@@ -100,9 +101,10 @@ class Writer:
             self.line.append(" ")
 
     def open_mark(self, name: str, opening: str = "", closing: str = "") -> None:
-        """Begin emphasis or a link; a mark within its like is none."""
-        if not opening and name in _MARKS and all(mark.name != name for mark in self.marks):
-            opening, closing = _MARKS[name]
+        """Begin emphasis or a link. Emphasis within its like has the other sign, as in ``**the __init__ method**``; deeper it has none."""
+        if not opening and name in _MARKS:
+            depth = sum(mark.name == name for mark in self.marks)
+            opening, closing = _MARKS[name] if depth == 0 else _INNER.get(name, ("", "")) if depth == 1 else ("", "")
         if len(self.marks) < _DEEPEST:
             self.marks.append(_Mark(name, len(self.line), opening, closing))
 
