@@ -77,7 +77,7 @@ def _notices(also: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[str], fr
     phrases = read_list("notices")
     start = "|".join(re.escape(_bare(phrase)) for phrase in (*phrases["start"], *also))
     return (
-        re.compile(f"(?:error: )?(?:{start})(?![a-z])"),
+        re.compile(rf"(?:error\W+)?(?:{start})(?![a-z])"),
         frozenset(map(_bare, phrases["whole"])),
         frozenset(map(_bare, phrases["end"])),
         phrases["cursor"],
@@ -153,7 +153,7 @@ _DENIES = re.compile(
 _TRADE = re.compile(
     r"\b(?:access|advice|advise|ai|answer|assist|assistance|assistant|browse|comply|content|create|data|disclose|discuss|display|draw|"
     r"engage|execute|facilitate|feelings|fulfill?|generate|help|images?|information|instructions|internet|language model|links?|lyrics|"
-    r"open|opinions?|perform|personal|predict|produce|provide|real-time|recognize|request|requests|respond|search|see|share|speculate|"
+    r"opinions?|perform|personal|predict|produce|provide|quote|real-time|recognize|request|requests|respond|search|share|speculate|"
     r"support|text|training|urls?|verify|view|websites?|write)\b|回答|提供|协助|帮助|帮忙|满足|完成|生成|访问|浏览|讨论|请求|信息|内容|"
     r"模型|人工智能|ai|执行|支持|查询|预测|判断|评价|问题|识别|权限|实时|感情|情感|意见|创作|上网|图片|链接"
 )

@@ -47,7 +47,7 @@ class LanguageRule(RuleBase):
     """Probability from which on a language is believed. In between the language is unknown."""
     unknown: Literal["keep", "drop"] = "keep"
     """Conversations of symbols, code or too few words, or in doubt."""
-    characters: int = Field(default=2000, ge=100)
+    characters: int = Field(default=300, ge=100)
     """Of each turn, from its start, that are looked at; more costs time and tells little."""
 
     @pydantic.model_validator(mode="after")
@@ -82,7 +82,7 @@ def languages_of(texts: tuple[str, ...]) -> Mapping[str, float]:
         if _letters(bare) < _LEAST_LETTERS:
             continue
         weight = len(bare.encode("utf-8", "surrogatepass"))
-        for code, share in _identifier().rank(bare)[:4]:
+        for code, share in _identifier().rank(bare):
             shares[code] += weight * share
         weights += weight
     return {code: share / weights for code, share in shares.items()}

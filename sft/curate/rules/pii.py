@@ -48,10 +48,15 @@ class PiiRule(RuleBase):
         """Again until nothing is found: what is masked may have hidden its neighbour. A mask holds nothing that is masked, so this ends."""
         before = None
         while before != text:
-            before = text
+            before, bare = text, None
             for form in FORMS:
-                if form.kind in self.mask and form.hint.search(text):
-                    text = form.masked(text, self.code or form.kind == "key")
+                if form.kind not in self.mask or not form.hinted(text):
+                    continue
+                if not self.code and form.kind != "key":
+                    bare = prose(text) if bare is None else bare
+                masked = form.masked(text, text if self.code or form.kind == "key" or bare is None else bare)
+                bare = bare if masked == text else None
+                text = masked
         return text
 
 
@@ -61,36 +66,39 @@ class Form:
 
     Attributes:
         kind: what a recipe calls it; the mask is ``[KIND]``.
-        hint: found quickly in any text that may hold one.
-        pattern: finds candidates; a group ``it`` is what is masked, else all of it.
+        hint: a pattern, or pieces of text, that every text with one holds; quickly looked for.
+        pattern: finds candidates.
         sound: whether a candidate is one.
     """
 
     kind: Kind
-    hint: re.Pattern[str]
+    hint: re.Pattern[str] | tuple[str, ...]
     pattern: re.Pattern[str]
     sound: Callable[[re.Match[str]], bool]
 
-    def masked(self, text: str, everywhere: bool) -> str:
-        """The text with a mask in place of each."""
+    def hinted(self, text: str) -> bool:
+        """Whether it is worth looking closely."""
+        return any(piece in text for piece in self.hint) if isinstance(self.hint, tuple) else bool(self.hint.search(text))
+
+    def masked(self, text: str, searched: str) -> str:
+        """The text with a mask in place of each that stands in ``searched``, the same text with some of it blanked out."""
         parts, end = [], 0
-        for found in self.pattern.finditer(text if everywhere else prose(text)):
+        for found in self.pattern.finditer(searched):
             if self.sound(found):
-                group = "it" if "it" in self.pattern.groupindex else 0
-                parts += [text[end : found.start(group)], f"[{self.kind.upper()}]"]
-                end = found.end(group)
+                parts += [text[end : found.start()], f"[{self.kind.upper()}]"]
+                end = found.end()
         return "".join(parts) + text[end:] if parts else text
 
 
 # --- keys: a prefix that only they have, and enough of a random text behind it
 _KEY = re.compile(
-    r"(?<![A-Za-z0-9_-])(?P<it>"
-    r"sk-(?:proj-|ant-[a-z0-9]+-|or-v1-|live-|test-)?[A-Za-z0-9_-]{20,}|"
+    r"(?<![A-Za-z0-9_-])(?:"
+    r"(?:sk-(?:proj-|ant-[a-z0-9]+-|or-v1-|live-|test-)?[A-Za-z0-9_-]{20,}|"
     r"[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,}|glpat-[A-Za-z0-9_-]{20,}|"
     r"(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{40,}|xox[abeoprs]-[A-Za-z0-9-]{20,}|hf_[A-Za-z0-9]{30,}|"
     r"npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{50,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{30,}|LTAI[A-Za-z0-9]{12,20}|"
     r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})(?![A-Za-z0-9_-])|"
-    r"(?P<block>-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----.{40,8000}?-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----)",
+    r"(?P<block>-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----.{40,8000}?-----END (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----))",
     re.S,
 )
 
@@ -99,13 +107,13 @@ def _is_key(found: re.Match[str]) -> bool:
     """No placeholder: a real one mixes digits and letters and repeats few of them (``sk-xxxxxxxx``, ``sk-your-api-key-here``)."""
     if found["block"]:
         return True
-    body = found["it"]
+    body = found[0]
     return sum(map(str.isdigit, body[3:])) >= 2 and sum(map(str.isalpha, body[3:])) >= 4 and len(set(body)) >= 10
 
 
 # --- e-mail
 _EMAIL = re.compile(
-    r"(?<![\w.+%-])(?P<it>[A-Za-z0-9](?:[\w.+%-]{0,62}[A-Za-z0-9_+-])?@(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}))"
+    r"(?<![\w.+%-])(?:[A-Za-z0-9](?:[\w.+%-]{0,62}[A-Za-z0-9_+-])?@(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}))"
     r"(?![\w@-]|\.\w|[(:/]\w)",
     re.ASCII,
 )
@@ -125,7 +133,7 @@ def _is_email(found: re.Match[str]) -> bool:
 
 
 # --- IPv4
-_IP = re.compile(r"(?<![\w.:/-])(?<!\d,)(?P<it>(?:\d{1,3}\.){3}\d{1,3})(?![\w/-]|\.\d|,\d)", re.ASCII)
+_IP = re.compile(r"(?<![\w.:/-])(?<!\d,)(?:(?:\d{1,3}\.){3}\d{1,3})(?![\w/-]|\.\d|,\d)", re.ASCII)
 _VERSION = re.compile(
     r"(?:\b(?:v|ver|versions?|release|build|section|chapter|firmware|driver|clause|rev|update|from|to)\.?|版本号?|固件|第)[ :：=]*$",
     re.I,
@@ -137,7 +145,7 @@ _RESOLVERS = frozenset(
 
 def _is_ip(found: re.Match[str]) -> bool:
     """A public address with no small first part, as versions have it, and none that everybody knows."""
-    said = found["it"]
+    said = found[0]
     try:
         address = ipaddress.IPv4Address(said)
     except ValueError:
@@ -149,7 +157,7 @@ def _is_ip(found: re.Match[str]) -> bool:
 
 # --- identity numbers
 _ID = re.compile(
-    r"(?<![\w.-])(?P<it>(?P<cn>[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx])|"
+    r"(?<![\w.-])(?:(?P<cn>[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx])|"
     r"(?P<us>(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}))(?![\w-]|\.\d)",
     re.ASCII,
 )
@@ -171,21 +179,21 @@ def _is_id(found: re.Match[str]) -> bool:
 
 # --- cards
 _CARD = re.compile(
-    r"(?<![\w.-])(?P<it>(?:4\d{3}|5[1-5]\d{2}|2[2-7]\d{2}|62\d{2}|6011|65\d{2}|35\d{2})(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}(?P=gap)\d{4}"
+    r"(?<![\w.-])(?:(?:4\d{3}|5[1-5]\d{2}|2[2-7]\d{2}|62\d{2}|6011|65\d{2}|35\d{2})(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}(?P=gap)\d{4}"
     r"(?:(?P=gap)\d{3})?|3[47]\d{2}(?P<gap2>[ -]?)\d{6}(?P=gap2)\d{5})(?![\w-]|\.\d)",
     re.ASCII,
 )
 
 
 def _is_card(found: re.Match[str]) -> bool:
-    digits = [int(character) for character in found["it"] if character.isdigit()]
+    digits = [int(character) for character in found[0] if character.isdigit()]
     doubled = (sum(divmod(2 * digit, 10)) if place % 2 else digit for place, digit in enumerate(reversed(digits)))
     return sum(doubled) % 10 == 0 and len(set(digits)) > 2
 
 
 # --- phones
 _PHONE = re.compile(
-    r"(?<![\w.+@#$€£¥=/-])(?P<it>"
+    r"(?<![\w.+@#$€£¥=/-])(?:"
     r"(?:(?:\+|00)86[ -]?)?1[3-9]\d(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}|"  # Chinese mobile
     r"(?:\(0\d{2,3}\) ?|0\d{2,3}[- ])\d{7,8}|"  # Chinese landline
     r"\+(?!0)\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,5}\d|"  # international
@@ -202,25 +210,41 @@ _NO_PHONE = re.compile(
 
 def _is_phone(found: re.Match[str]) -> bool:
     """Seven to fifteen digits, not all alike, and not behind words that say what the number is instead."""
-    said = found["it"]
+    said = found[0]
     digits = [character for character in said if character.isdigit()]
     before = found.string[max(0, found.start() - 16) : found.start()]
     fits = 10 <= len(digits) <= 15 if not said.startswith("+") else 8 <= len(digits) <= 15
     return fits and len(set(digits[-8:])) > 2 and not _TOLL_FREE.match(said) and not _NO_PHONE.search(before)
 
 
-_DIGITS = re.compile(r"\d[\d. ()-]{6,}\d")
-FORMS: Final = (
-    Form(
-        "key",
-        re.compile(r"[sr]k[-_]|gh[pousr]_|hub_pat_|glpat-|A[KS]IA|AIza|ya29|xox|hf_|npm_|pypi-|SG\.|LTAI|eyJ|PRIVATE KEY"),
-        _KEY,
-        _is_key,
+_KEY_PIECES = (
+    *(
+        "sk-",
+        "sk_",
+        "rk_",
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "glpat-",
+        "AKIA",
+        "ASIA",
+        "AIza",
+        "ya29.",
+        "xox",
+        "hf_",
+        "npm_",
     ),
-    Form("email", re.compile("@"), _EMAIL, _is_email),
+    *("pypi-", "SG.", "LTAI", "eyJ", "PRIVATE KEY"),
+)
+FORMS: Final = (
+    Form("key", _KEY_PIECES, _KEY, _is_key),
+    Form("email", ("@",), _EMAIL, _is_email),
     Form("ip", re.compile(r"\d\.\d{1,3}\.\d"), _IP, _is_ip),
-    Form("id", re.compile(r"\d{15}|\d{3}-\d\d-"), _ID, _is_id),
-    Form("card", re.compile(r"\d{4}[ -]?\d{4}[ -]?\d{4}|3[47]\d\d[ -]?\d{6}"), _CARD, _is_card),
-    Form("phone", _DIGITS, _PHONE, _is_phone),
+    Form("id", re.compile(r"\d\d\d(?:\d{14}|-\d\d-)"), _ID, _is_id),
+    Form("card", re.compile(r"\d{4}[ -]?\d{4}"), _CARD, _is_card),
+    Form("phone", re.compile(r"\d[\d. ()-]{6,}\d"), _PHONE, _is_phone),
 )
 """In the order in which they are masked: what has the stricter form first."""

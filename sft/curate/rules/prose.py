@@ -26,7 +26,6 @@ _LINE = re.compile(
     rf"(?:const|let|var) \w+ ?=.+|export \w+=.+|{_COMMANDS} .*)[ \t]*$",
     re.M,
 )
-_LIKE = re.compile(r"import |include |(?:const|let|var|export) \w|(?:install|docker|git|curl|wget|npm|yarn|conda|cargo) ")
 URL = re.compile(r"\b(?:https?|ftp|file)://[^\s<>\"'，。；：！？、（）【】《》「」]+|\bwww\.[^\s<>\"'，。；：！？、（）]+")
 _KEEP = re.compile(r"[^\n]")
 
@@ -35,7 +34,7 @@ def without_code(text: str) -> str:
     """The text with code blanked out."""
     if "`" in text or "~~~" in text:
         text = _INLINE.sub(_blank, _FENCE.sub(_blank, text))
-    return _LINE.sub(_blank, text) if _LIKE.search(text) else text
+    return _LINE.sub(_blank, text)
 
 
 def prose(text: str) -> str:

@@ -53,9 +53,10 @@ class RepetitionRule(RuleBase):
 
     def _fault(self, text: str) -> tuple[str, str] | None:
         text = without_code(text)
-        if self.digits and (found := _digits(self.digits).search(text)):
+        longest = _longest_run(text)
+        if self.digits and longest >= self.digits and (found := _digits(self.digits).search(text)):
             return "repeated_digits", shown(found[0])
-        if self.characters and (found := _characters(self.characters).search(text)):
+        if self.characters and longest >= self.characters and (found := _characters(self.characters).search(text)):
             return "repeated_characters", shown(found[0])
         if self.lines and text.count("\n") + 1 >= self.lines:
             lines = [line for line in map(str.strip, text.split("\n")) if line]
@@ -64,6 +65,15 @@ class RepetitionRule(RuleBase):
                     return "repeated_lines", f"the line {shown(line)} {count} times"
         loop = _loop(text, self.phrase) if self.phrase else None
         return None if loop is None else ("repeated_phrase", loop)
+
+
+def _longest_run(text: str) -> int:
+    """How often the most repeated character of a text, white space and all, follows itself."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    if codes.size == 0:
+        return 0
+    changes = np.flatnonzero(codes[1:] != codes[:-1])
+    return int(np.diff(changes, prepend=-1, append=codes.size - 1).max())
 
 
 @lru_cache(maxsize=16)
@@ -88,6 +98,15 @@ def _speaks(line: str) -> bool:
 _LONGEST_PERIOD, _LEAST_TIMES = 32, 6
 
 
+def _may_loop(text: str) -> bool:
+    """Whether some piece of a text comes again soon: no loop without one, if it is spelled the same way each time.
+
+    Six times a period that are 80 characters or more hold a piece of 16 that begins at a multiple of 32 and comes again.
+    """
+    pieces = ((at, text[at : at + 16]) for at in range(0, len(text) - 16, 32))
+    return any(text.find(piece, at + 1, at + 512) > 0 for at, piece in pieces if not piece.isspace())
+
+
 def _loop(text: str, least: int) -> str | None:
     """What a text says over and over: how often, and what; None if it does not.
 
@@ -95,10 +114,7 @@ def _loop(text: str, least: int) -> str | None:
 
         a b a b a b        pairs at distance 2: 1 1 1 1
     """
-    if len(text) < least:
-        return None
-    words = tokens(text)
-    if len(words) < least:
+    if len(text) < least or not _may_loop(text) or len(words := tokens(text)) < least:
         return None
     numbers: dict[str, int] = {}
     ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int32, len(words))

@@ -116,9 +116,11 @@ class MinLengthRule(RuleBase):
             return chat.drop("too_few_turns", f"{turns} turns; the least is {self.turns}")
         found = 0
         for message in chat.messages:
-            found += _width(message.text)
             if found >= self.characters:
-                return chat
+                break
+            found += _width(message.text)
+        if found >= self.characters:
+            return chat
         return chat.drop("too_short", f"{found} characters in all turns; the least is {self.characters}")
 
 

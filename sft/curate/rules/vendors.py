@@ -120,7 +120,8 @@ class VendorNamesRule(RuleBase):
 
     def _found(self, role: str, text: str, names: _Names) -> Iterator[_Found]:
         """Names in a text, in order, none inside another."""
-        if not names.any.search(text):
+        lowered = text.lower()
+        if not any(piece in lowered for piece in names.pieces):
             return
         itself = _I if role == ASSISTANT else _YOU
         bare = text if self.code else prose(text)
@@ -175,13 +176,13 @@ class _Names:
 
     Attributes:
         every: all names as written.
-        any: whether a text holds any of them, ambiguous ones included.
+        pieces: lower-case texts one of which stands in every text with a name.
         plain: unmistakable names; the group that matched is ``name`` or ``organisation``.
         of_itself: ambiguous names behind words that make them the assistant's or its maker's.
     """
 
     every: tuple[str, ...]
-    any: re.Pattern[str]
+    pieces: tuple[str, ...]
     plain: re.Pattern[str]
     of_itself: re.Pattern[str]
 
@@ -199,10 +200,20 @@ def _names(names: tuple[str, ...], organisations: tuple[str, ...], allowed: tupl
     every = (*plain_names, *plain_makers, *own_names, *own_makers)
     return _Names(
         every,
-        re.compile(_one_of(every), re.I),
+        _pieces(every),
         re.compile(f"(?P<name>{_one_of(plain_names)})|(?P<organisation>{_one_of(plain_makers)})", re.I),
         re.compile(f"{_NAMED}(?P<name>{_one_of(own_names)})|{_MADE}(?P<organisation>{_one_of(own_makers)})", re.I),
     )
+
+
+def _pieces(names: Iterable[str]) -> tuple[str, ...]:
+    """What a text must hold, in lower case, to hold a name; a piece that holds another one is not needed."""
+    spelled: set[str] = set()
+    for name in names:
+        words = re.split(r"[ -]", name.lower())
+        # of a name of three words the longest: they may be joined in many ways
+        spelled |= {max(words, key=len)} if len(words) > 2 else {joint.join(words) for joint in ("", " ", "-")}
+    return tuple(sorted(piece for piece in spelled if not any(other != piece and other in piece for other in spelled)))
 
 
 def _one_of(names: Iterable[str]) -> str:
