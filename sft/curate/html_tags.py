@@ -47,6 +47,7 @@ BLOCKS: Final = _words(
 _ATTRIBUTES: Final = r"""((?:[^<>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')?)*+)"""
 TAG: Final = re.compile(rf"<(?:(/?)([A-Za-z][A-Za-z0-9]*+)(?![\w:.@-]){_ATTRIBUTES}>|!--.*?-->|![Dd][^<>]*>)", re.DOTALL)
 """A tag (groups: slash, name, attributes), or a comment or document type (no groups)."""
+_SPAN = re.compile(rf"</?span(?![\w:.@-]){_ATTRIBUTES}>")
 _ATTRIBUTE = re.compile(r"""([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'<>=`]+)))?""")
 
 COUNTER: Final = re.compile(r"\s*\d+ / \d+\s*")
@@ -81,7 +82,7 @@ def attributes(text: str) -> dict[str, str]:
     """Attributes of a tag by lower-case name, entities decoded; the first of a name counts."""
     found: dict[str, str] = {}
     for m in _ATTRIBUTE.finditer(text):
-        found.setdefault(m[1].lower(), unescape(m[2] or m[3] or m[4] or ""))
+        found.setdefault(m[1].lower(), decoded(m[2] or m[3] or m[4] or ""))
     return found
 
 
@@ -100,17 +101,26 @@ def end_of(html: str, name: str, start: int) -> tuple[int, int] | None:
     return None
 
 
+def decoded(text: str) -> str:
+    """Text with its entities decoded, as ``html.unescape`` does it; sooner where there are only those that every page has."""
+    if "&" not in text:
+        return text
+    usual = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&#x27;", "'").replace("&#39;", "'")
+    if usual.count("&") == usual.count("&amp;"):
+        return usual.replace("&amp;", "&")
+    return unescape(text)
+
+
 def bare(html: str) -> str:
     """The text of markup with its spaces and lines as they stand; tags that begin or end a line break it."""
-    return unescape(TAG.sub(_break, html))
+    text = _SPAN.sub("", html)
+    return decoded(TAG.sub(_break, text) if "<" in text else text)
 
 
 def _break(m: re.Match[str]) -> str:
     name = (m[2] or "").lower()
-    if name == "span" or name == "":
-        return ""
     if name not in ELEMENTS:
-        return m[0]
+        return m[0] if name else ""
     if (name not in BLOCKS and name != "br") or m.start() == 0:
         return ""
     before = m.string[m.start() - 1]

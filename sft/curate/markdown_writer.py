@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from html import unescape
 from typing import Final
 
+from sft.curate.html_tags import decoded
 from sft.curate.markdown_blocks import BREAK, Frame, cell, code_span, fenced, flat, item, joined, link, table
 
 _LINE_BREAK = re.compile(r"[ \t\r\f]*\n[ \t\r\n\f]*")
 _SPACES = re.compile(r"[\t\r\f ]{2,}|[\t\r\f]")
 _FIRST = re.compile(
     r"(?P<number>\d{1,9})(?=[.)](?:\s|$))|[-+*](?=\s|$)|\#{1,6}(?=\s|$)|>|`{3,}(?=[^`\n]*(?:\n|$))|~{3,}|(?:[-*_][ ]*){3,}(?=\n|$)"
-    r"|\[[^\]\n]+\]:"
+    r"|\[[^\]\n]+\]:\s*\S+[ ]*(?:[\"'(][^\n]*)?(?=\n|$)"
 )
 _NEXT = re.compile(
     r"\n(?=[-+*] +\S|1[.)] +\S|\#{1,6}(?: |$)|>|`{3,}[^`\n]*$|~{3,}|(?:[-*_] *){3,}$|=+ *$|-+ *$|[ |:-]*-[ |:-]*\|[ |:-]*$|\|[ :-]*-[ :-]*$)",
@@ -67,7 +67,7 @@ class Writer:
     def text(self, piece: str) -> None:
         """Text of markup: entities are decoded, runs of white space are one space or one line break."""
         if "&" in piece:
-            piece = unescape(piece)
+            piece = decoded(piece)
         if "\n" in piece:
             piece = _LINE_BREAK.sub("\n", piece)
         if "  " in piece or "\t" in piece:
@@ -168,12 +168,17 @@ class Writer:
             text = f"{'#' * int(kind[1])} {text}" if not self.within("td") else text
             kind = "h"
         else:
-            first = _FIRST.match(text)
+            text = self._as_prose(text)
+        self.frames[-1].blocks.append((kind, text))
+
+    def _as_prose(self, text: str) -> str:
+        """The lines of a paragraph so that none of them begins another block, or ends in a backslash that breaks it."""
+        first = _FIRST.match(text)
+        if (first or "\n" in text) and not self.within("td"):
             if first:
                 text = f"{text[: first.end('number')]}\\{text[first.end('number') :]}" if first["number"] else f"\\{text}"
-            if "\n" in text:
-                text = _BACKSLASH.sub(r"\g<0>\\", _NEXT.sub("\n    ", text))
-        self.frames[-1].blocks.append((kind, text))
+            text = _BACKSLASH.sub(r"\g<0>\\", _NEXT.sub("\n    ", text))
+        return text
 
     def block(self, kind: str, text: str) -> None:
         """A block that is already Markdown."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from sft.curate.chat import Chat, Message
-from sft.curate.html_tags import BLOCKS, ELEMENTS, VOID
+from sft.curate.html_tags import BLOCKS, ELEMENTS, VOID, decoded
 from sft.curate.markdown import is_html, to_markdown
 from sft.curate.rules.html import HtmlRule
 
@@ -124,6 +124,18 @@ def test_roles_and_others() -> None:
 def test_all_else_of_a_conversation_stays() -> None:
     chat = Chat("id", (Message("assistant", "<p>a</p><p>b</p>"),), model="m", extra={"k": 1}, where="f:1")
     assert HtmlRule().apply(chat) == Chat("id", (Message("assistant", "a\n\nb"),), model="m", extra={"k": 1}, where="f:1")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["&", "lt;", "&lt;", "&amp;", "amp;", "&quot;", "&#39;", "&#x27;", "&nbsp;", "&lt", "#39;", "a", "&gt;"]
+        )
+    )
+)
+def test_entities_are_decoded_as_the_standard_library_decodes_them(parts: list[str]) -> None:
+    text = "".join(parts)
+    assert decoded(text) == html.unescape(text)
 
 
 # Laws
