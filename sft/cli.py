@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     help="Supervised fine-tuning: one YAML recipe to a tuned, merged, talking model.",
     epilog="Exit status: 0 done, 2 bad input, 1 a run that failed or a bug. Recipes: recipes/*.yaml; start with recipes/quickstart.yaml.",
 )
+
+app.add_typer(data, name="data")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or a run directory (its recipe.yaml).")]
 Set = Annotated[
@@ -242,7 +245,7 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; complete checkpoints stand, go on with --resume\n")
+        sys.stderr.write("interrupted; what is complete stands: go on with the same command, a training with --resume\n")
         sys.exit(130)
 
 

@@ -7,6 +7,7 @@ rule has taken something out of it. What comes out is changed by no rule any mor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from sft.curate import statistics
@@ -88,12 +89,12 @@ class Cleaner:
 
 
 def _difference(before: Chat, after: Chat) -> tuple[str, str]:
-    """The first message that a rule changed, as it was and as it is; with its role where messages came or went."""
-    for old, new in zip(before.messages, after.messages, strict=False):
-        if old != new:
-            return (old.text, new.text) if old.role == new.role else (f"{old.role}: {old.text}", f"{new.role}: {new.text}")
-    longer, shorter = (before, after) if len(before.messages) > len(after.messages) else (after, before)
-    if len(longer.messages) == len(shorter.messages):
-        return str(before.model), str(after.model)
-    rest = "\n".join(f"{m.role}: {m.text}" for m in longer.messages[len(shorter.messages) :])
-    return (rest, "") if longer is before else ("", rest)
+    """The first message that a rule changed, as it was and as it is; or those that came or went, with their roles."""
+    for tag, a, b, c, d in SequenceMatcher(None, before.messages, after.messages, autojunk=False).get_opcodes():
+        olds, news = before.messages[a:b], after.messages[c:d]
+        if tag == "replace" and len(olds) == len(news) and olds[0].role == news[0].role:
+            return olds[0].text, news[0].text
+        if tag != "equal":
+            old, new = ("\n\n".join(f"{m.role}: {m.text}" for m in some) for some in (olds, news))
+            return old, new
+    return str(before.model), str(after.model)

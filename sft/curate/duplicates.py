@@ -12,7 +12,7 @@ from sft.curate.dedup import Decision, Deduplicator, DedupSection, signature
 from sft.curate.parts import Batch, PartReport, Work, beginning, digest, part_path, read_part
 from sft.data.conversation import Drop
 
-_STRIDE = 1 << 32  # a row's index is its part's number times this, and its place in the part
+STRIDE = 1 << 32  # a row's index is its part's number times this, and its place in the part
 
 
 def make_signatures(settings: Mapping[str, Any]) -> Work:
@@ -58,9 +58,9 @@ def decide(section: DedupSection, folder: Path, parts: int) -> tuple[Decision, C
     for part in range(parts):
         rows = list(read_part(part_path(folder, part)))
         ids[part] = [row["id"] for row in rows]
-        indices = [part * _STRIDE + number for number in range(len(rows))]
+        indices = [part * STRIDE + number for number in range(len(rows))]
         found.extend(indices, b"".join(bytes.fromhex(row["signature"]) for row in rows))
-    return found.decide(), lambda index: ids[index // _STRIDE][index % _STRIDE]
+    return found.decide(), lambda index: ids[index // STRIDE][index % STRIDE]
 
 
 def leave_out(decision: Decision, name: Callable[[int], str], before: Sequence[Batch]) -> Iterator[Batch]:
@@ -69,10 +69,10 @@ def leave_out(decision: Decision, name: Callable[[int], str], before: Sequence[B
     for index, duplicate in decision.duplicates.items():
         alike = "" if duplicate.similarity in (None, 1.0) else f", similarity {duplicate.similarity:.2f}"
         told = (duplicate.reason, f"repeats {name(duplicate.of)}{alike}")
-        reasons.setdefault(index // _STRIDE, {})[index % _STRIDE] = told
+        reasons.setdefault(index // STRIDE, {})[index % STRIDE] = told
     names: dict[int, dict[int, str]] = {}
     for index, ending in decision.renamed.items():
-        names.setdefault(index // _STRIDE, {})[index % _STRIDE] = ending
+        names.setdefault(index // STRIDE, {})[index % STRIDE] = ending
     for batch in before:
         dropped, renamed = reasons.get(batch.index, {}), names.get(batch.index, {})
         key = digest(batch.key, sorted(dropped.items()), sorted(renamed.items()))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sft.data.conversation import Drop
 from sft.data.jsonl import RawRow, write_jsonl_atomic
@@ -30,7 +30,9 @@ from sft.errors import DataError
 from sft.files import write_json
 
 EXAMPLES = 4  # rows shown for each reason, in a part's report and in that of a stage
-_SHOWN = 2000  # characters of a text that is shown
+_SHOWN = 4000  # characters of a text that is shown
+CUT: Final = "…"
+"""Stands where a text that is shown goes on."""
 _BEFORE = 200  # of them at most before the first change
 _AHEAD = 3  # batches per worker that wait to be worked on: bounds the memory
 
@@ -84,7 +86,7 @@ class PartReport:
     def change(self, reason: str, place: str, before: str, after: str) -> None:
         """Count a row that is kept in another form."""
         self.changed[reason] += 1
-        self.examples[reason] = _sample(self.examples.get(reason, []), [[place, *_near_the_change(before, after)]])
+        self.examples[reason] = _sample(self.examples.get(reason, []), [[place, *near_the_change(before, after)]])
 
     def count(self, histogram: str, bucket: str, by: int = 1) -> None:
         """Add to a histogram."""
@@ -114,7 +116,7 @@ def _sample(some: list[list[str]], more: list[list[str]]) -> list[list[str]]:
     return sorted([*some, *more], key=lambda row: (hashlib.blake2b(row[0].encode("utf-8", "replace")).digest(), row))[:EXAMPLES]
 
 
-def _near_the_change(before: str, after: str) -> tuple[str, str]:
+def near_the_change(before: str, after: str) -> tuple[str, str]:
     """Two texts cut to the same stretch, so that what differs first can be seen."""
     same, end = 0, min(len(before), len(after))  # the first so many characters are the same; the first end + 1 are not
     while same < end:
@@ -125,12 +127,12 @@ def _near_the_change(before: str, after: str) -> tuple[str, str]:
 
 
 def _stretch(text: str, start: int) -> str:
-    return ("…" if start else "") + text[start : start + _SHOWN] + ("…" if len(text) > start + _SHOWN else "")
+    return (CUT if start else "") + text[start : start + _SHOWN] + (CUT if len(text) > start + _SHOWN else "")
 
 
 def beginning(messages: Iterable[tuple[str, str]]) -> str:
     """How a conversation of roles and texts begins, for a report."""
-    told = [f"{role}: {text if len(text) <= 300 else text[:300] + '…'}" for role, text in islice(messages, 3)]
+    told = [f"{role}: {text if len(text) <= 300 else text[:300] + CUT}" for role, text in islice(messages, 3)]
     return "\n".join(told)
 
 

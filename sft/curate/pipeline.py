@@ -7,6 +7,7 @@
     RUN/signatures/      of every row, for dedup/
     RUN/dedup/           without duplicates                 one part for each part of clean/
     RUN/split/           cut to the length of training      one part for each part of dedup/
+    RUN/tokenizer/       trained on those rows, if the model to be tuned is made from scratch
     RUN/train.jsonl      mixed; RUN/holdout.jsonl if rows are held out
     RUN/dropped.jsonl    every row and exchange that was left out: {stage, place, reason, detail}
     RUN/run.json         counts of all stages; fingerprints of input, rules and code
@@ -21,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -28,12 +30,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+import yaml
 from tqdm import tqdm
 
-from sft.curate import clean, duplicates, split
+from sft.curate import clean, clusters, duplicates, split
 from sft.curate.mixing import write_mix
 from sft.curate.parts import Batch, PartReport, Work, digest, part_path, run_parts, total
 from sft.curate.recipe import CurateRecipe
+from sft.curate.scratch import with_tokenizer
 from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.data.sources import fingerprint, raw_rows, with_format
 from sft.files import write_json
@@ -52,12 +56,20 @@ class Curation:
         stages: name -> all its parts as one report.
         parts: name -> parts, and how many of them were there already.
         mixed: source label -> rows, as :class:`sft.curate.mix.MixPlan` counts them; empty before that stage.
+        clusters: of duplicates, as :func:`sft.curate.clusters.describe` tells them; empty without that stage.
+        fingerprints: name -> what the result depends on.
+        seconds: name -> wall time of this call, parts that were there already included.
+        fresh: name -> bytes of text that went into the parts made by this call.
     """
 
     folder: Path
     stages: dict[str, PartReport] = field(default_factory=dict)
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     mixed: dict[str, dict[str, int]] = field(default_factory=dict)
+    clusters: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    fresh: dict[str, int] = field(default_factory=dict)
 
 
 def code_fingerprint() -> str:
@@ -87,11 +99,15 @@ def curate(recipe: CurateRecipe, *, until: Stage = "mix", progress: bool = True)
     workers = recipe.output.workers or os.cpu_count() or 1
     done = Curation(folder)
     code = code_fingerprint()
+    (folder / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
 
     def stage(name: str, batches: Iterator[Batch], make: Callable[[Any], Work], settings: Any) -> list[PartReport]:
+        begun = time.monotonic()
         with tqdm(desc=name, unit=" rows", disable=not progress, leave=False) as bar:
             reports, reused = run_parts(folder / name, batches, make, settings, workers=workers, progress=bar.update)
         done.stages[name], done.parts[name] = total(reports), (len(reports), reused)
+        done.seconds[name] = time.monotonic() - begun
+        done.fresh[name] = sum(report.bytes_in for report in reports if not report.reused)
         return reports
 
     formats: dict[str, tuple[str, Mapping[str, str]]] = {}
@@ -104,15 +120,24 @@ def curate(recipe: CurateRecipe, *, until: Stage = "mix", progress: bool = True)
         before = list(_following(folder / last, reports, digest(code, section)))
         stage("signatures", iter(before), duplicates.make_signatures, section)
         decision, name = duplicates.decide(recipe.dedup, folder / "signatures", len(before))
+        done.clusters = clusters.describe(decision, name, [part_path(folder / last, batch.index) for batch in before])
         last, reports = "dedup", stage("dedup", duplicates.leave_out(decision, name, before), duplicates.make_leave_out, {})
     if until in ("split", "mix") and recipe.split is not None:
-        section = recipe.split.model_dump(mode="json")
-        made = digest(code, section, split.tokenizer_fingerprint(recipe.split))
-        last, reports = "split", stage("split", _following(folder / last, reports, made), split.make_split, section)
+        wanted = with_tokenizer(recipe.split, folder, folder / last, reports, code)
+        done.fingerprints |= split.fingerprints(wanted)
+        made = digest(code, recipe.split.model_dump(mode="json"), done.fingerprints)
+        following = _following(folder / last, reports, made)
+        settings = {"section": wanted.model_dump(mode="json"), "fingerprints": done.fingerprints}
+        last, reports = "split", stage("split", following, split.make_split, settings)
     if until == "mix":
         done.mixed = write_mix(recipe, folder, [(part_path(folder / last, r.index), r.source) for r in reports])
     _record(recipe, done, code)
     return done
+
+
+def as_yaml(recipe: CurateRecipe) -> str:
+    """The recipe with all its values, as a file that :func:`sft.curate.recipe.load_curate_recipe` reads."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
 def _files_of(recipe: CurateRecipe) -> list[str]:
@@ -162,10 +187,14 @@ def _record(recipe: CurateRecipe, done: Curation, code: str) -> None:
             "sources": [fingerprint(source) for source in recipe.sources],
             "rules": digest([rule.model_dump(mode="json") for rule in recipe.rules]),
             "code": code,
+            **done.fingerprints,
         },
         "stages": {name: {**report.to_json(), "dropped": len(report.dropped)} for name, report in done.stages.items()},
         "parts": {name: list(counts) for name, counts in done.parts.items()},
         "mixed": done.mixed,
+        "clusters": done.clusters,
+        "seconds": {name: round(seconds, 3) for name, seconds in done.seconds.items()},
+        "fresh": done.fresh,
     }
     write_json(done.folder / "run.json", about)
 

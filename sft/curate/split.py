@@ -17,13 +17,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-import pydantic
 from pydantic import Field
 
-from sft.config import KeyedError, Section
+from sft.config import Section
 from sft.curate import statistics
 from sft.curate.chat import Chat, Message, read_chat
-from sft.curate.parts import Batch, PartReport, read_part
+from sft.curate.parts import Batch, PartReport, beginning, read_part
 from sft.data.conversation import Conversation, Drop, Drops, Turn
 from sft.data.fields import RowFault
 from sft.data.formats import FORMATS
@@ -41,7 +40,8 @@ class SplitSection(Section):
     """How long a training row may be, and what is counted."""
 
     model: ModelSection
-    """Whose tokenizer counts: ``{name_or_path: ...}`` as in the training recipe, so that the same rows fit there."""
+    """Whose tokenizer counts: ``name_or_path`` as in the training recipe, so that the same rows fit there. With ``scratch`` a tokenizer is
+    trained on the rows, as the training will do on those that are left: lengths there differ a little."""
     template: TemplateSection
     """Of the training recipe."""
     max_length: int = Field(ge=8)
@@ -49,19 +49,13 @@ class SplitSection(Section):
     overflow: Literal["keep", "drop", "error"] = "keep"
     """An exchange that is too long alone: kept whole for the training to cut inside the answer, left out and listed, or refused."""
 
-    @pydantic.model_validator(mode="after")
-    def _real_tokenizer(self) -> SplitSection:
-        if self.model.scratch is not None:
-            raise KeyedError("model", "lengths need the tokenizer of the model to be tuned; give model.name_or_path")
-        return self
-
 
 def make_split(settings: Mapping[str, Any]) -> Splitter:
-    """The work of a worker, from the section's plain data."""
+    """The work of a worker: ``{"section": plain data, "fingerprints": of the tokenizer and the template that it names}``."""
     from sft.data.tokenize import RowEncoder
     from sft.model.tokenizer import row_tokenizer
 
-    section = SplitSection.model_validate(settings, strict=False)
+    section = SplitSection.model_validate(settings["section"], strict=False)
     tokenizer, template, _ = row_tokenizer(section.model, section.template)
     return Splitter(RowEncoder(tokenizer, template, section.template.train_on), section)
 
@@ -130,7 +124,7 @@ class Splitter:
             report.changed["split"] += 1
         for number in sorted(lost):
             reason, detail = why or self._why(conversation, head + pairs[number])
-            report.drop(replace(chat, id=f"{chat.id}#{number}", where="").drop(reason, detail))
+            self._drop(chat, number, pairs[number], reason, detail, report)
 
     def _why(self, conversation: Conversation, turns: tuple[Turn, ...]) -> tuple[str, str]:
         """Why an exchange stands in no row, though others of its conversation do."""
@@ -142,6 +136,11 @@ class Splitter:
         if len(alone.row.ids) > self._section.max_length:
             return "nothing_trained", f"no answer begins within split.max_length = {self._section.max_length} tokens; raise it"
         return "nothing_learnt", "no answer of this exchange is learnt (template.train_on)"
+
+    @staticmethod
+    def _drop(chat: Chat, number: int, turns: Iterable[Turn], reason: str, detail: str, report: PartReport) -> None:
+        found = replace(chat, id=f"{chat.id}#{number}", where="").drop(reason, detail)
+        report.drop(found, beginning((turn.role, turn.content) for turn in turns))
 
     def _keep(self, chat: Chat, begin: int, turns: Iterable[Turn], length: int, report: PartReport) -> bool:
         """Whether an exchange that is too long alone is kept."""
@@ -164,11 +163,10 @@ class Splitter:
         )
 
 
-def tokenizer_fingerprint(section: SplitSection) -> str:
-    """sha256 of all that lengths depend on besides the section: the tokenizer and the template."""
-    from sft.curate.parts import digest
+def fingerprints(section: SplitSection) -> dict[str, str]:
+    """sha256 of all that lengths depend on besides the section."""
     from sft.data.tokenize import fingerprint
     from sft.model.tokenizer import row_tokenizer
 
     tokenizer, template, _ = row_tokenizer(section.model, section.template)
-    return digest(fingerprint(tokenizer), template.fingerprint)
+    return {"tokenizer": fingerprint(tokenizer), "template": template.fingerprint}
