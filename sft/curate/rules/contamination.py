@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sft.curate.chat import Chat
 from sft.curate.rules.base import Removal, Role, RuleBase, place, refuse, shown
+from sft.curate.rules.prose import without_code
 from sft.data.conversation import Drop
 from sft.text.contamination import FIELDS, EvaluationTexts
 
@@ -29,6 +30,8 @@ class ContaminationRule(RuleBase):
     """Words in a row (characters, in Chinese) that must not be shared; 13 as in Brown et al. 2020."""
     action: Removal = "drop_chat"
     """Leave the conversation out, or take out the exchange."""
+    code: bool = True
+    """Search code too. Without a set that asks about code, false spares loops that everybody writes the same way."""
     roles: tuple[Role, ...] = Field(default=("user", "assistant"), min_length=1)
     """Whose turns are searched."""
 
@@ -49,7 +52,9 @@ class ContaminationRule(RuleBase):
         at = 0
         while at < len(chat.messages):
             message = chat.messages[at]
-            found = sets.find(message.text) if message.role in self.roles else None
+            found = None
+            if message.role in self.roles:
+                found = sets.find(message.text if self.code else without_code(message.text))
             if found is None:
                 at += 1
                 continue

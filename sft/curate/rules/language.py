@@ -5,8 +5,9 @@ py3langid ships its model (4.5 MiB), needs no network, and gives the same answer
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -14,7 +15,7 @@ import pydantic
 from pydantic import Field
 
 from sft.config import KeyedError
-from sft.curate.chat import SYSTEM, Chat
+from sft.curate.chat import ASSISTANT, USER, Chat
 from sft.curate.rules.base import RuleBase
 from sft.curate.rules.prose import prose
 from sft.data.conversation import Drop
@@ -29,13 +30,14 @@ _CODES = """
 LANGUAGES: Final = tuple(_CODES.split())
 """What the rule tells apart, by ISO 639-1 code. Creoles and dialects that the model knows too are left out: on short texts of programmers
 they are found where nobody wrote them. ``zh`` stands for traditional and simplified characters."""
+_LEAST_SHARE = 0.5  # of the probability; two sisters share it
 _LEAST_LETTERS = 12  # of prose; below, nothing tells
 
 
 class LanguageRule(RuleBase):
-    """``other_language``, ``language_unknown``: of all turns together, code and addresses left out.
+    """``other_language``, ``language_unknown``: of the questions and of the answers, code and addresses left out.
 
-    Where a conversation is in two languages (a translation, say), both share the probability.
+    Both sides share the probability by their length: a translation is in two languages, and neither is certain.
     """
 
     kind: Literal["language"] = "language"
@@ -48,7 +50,7 @@ class LanguageRule(RuleBase):
     unknown: Literal["keep", "drop"] = "keep"
     """Conversations of symbols, code or too few words, or in doubt."""
     characters: int = Field(default=300, ge=100)
-    """Of each turn, from its start, that are looked at; more costs time and tells little."""
+    """Of each turn, from its start, that are looked at, of four times as many for each side; more costs time and tells little."""
 
     @pydantic.model_validator(mode="after")
     def _known(self) -> LanguageRule:
@@ -61,24 +63,33 @@ class LanguageRule(RuleBase):
         return self
 
     def apply(self, chat: Chat) -> Chat | Drop:
-        shares = languages_of(tuple(m.text[: self.characters] for m in chat.messages if m.role != SYSTEM))
+        shares = languages_of([self._beginnings(chat, USER), self._beginnings(chat, ASSISTANT)])
         wanted = sum(share for code, share in shares.items() if (code in self.keep if self.keep else code not in self.skip))
-        if shares and wanted >= self.certainty:
+        if wanted >= self.certainty:
             return chat
-        if shares and wanted <= 1 - self.certainty:
-            code, share = max(shares.items(), key=lambda one: (one[1], one[0]))
+        code, share = max(shares.items(), key=lambda one: (one[1], one[0]), default=("", 0.0))
+        # many languages with a little each are no evidence against any
+        if wanted <= 1 - self.certainty and share >= _LEAST_SHARE:
             return chat.drop("other_language", f"it is in {code} ({share:.0%} sure)")
         if self.unknown == "drop":
             return chat.drop("language_unknown", "its language cannot be told; 'unknown: keep' would keep it")
         return chat
 
+    def _beginnings(self, chat: Chat, role: str) -> str:
+        """The prose at the beginnings of a side's turns, until there is enough."""
+        found, most = "", 4 * self.characters
+        for message in chat.messages:
+            if message.role == role and len(found) < most:
+                found += f" {prose(message.text[: 2 * self.characters])[: self.characters]}"
+        return found[:most]
 
-def languages_of(texts: tuple[str, ...]) -> Mapping[str, float]:
-    """The probability of each language for some turns together, weighed by their bytes; empty where there is too little prose."""
+
+def languages_of(texts: Sequence[str]) -> Mapping[str, float]:
+    """The probability of each language for some texts of prose together, weighed by their bytes; empty where there is too little."""
     shares: Counter[str] = Counter()
     weights = 0
     for text in texts:
-        bare = " ".join(prose(text).split())
+        bare = " ".join(text.split())
         if _letters(bare) < _LEAST_LETTERS:
             continue
         weight = len(bare.encode("utf-8", "surrogatepass"))
@@ -88,9 +99,14 @@ def languages_of(texts: tuple[str, ...]) -> Mapping[str, float]:
     return {code: share / weights for code, share in shares.items()}
 
 
+_LETTER = re.compile(r"[^\W\d_]")
+_WIDE = re.compile("[\u2e80-\U0003ffff]")
+
+
 def _letters(text: str) -> int:
     """Letters near the start of a text; a CJK one says as much as three."""
-    return sum(3 if character > "\u2e7f" else 1 for character in text[:400] if character.isalpha())
+    start = text[:200]
+    return len(_LETTER.findall(start)) + (0 if start.isascii() else 2 * len(_WIDE.findall(start)))
 
 
 @lru_cache(maxsize=1)

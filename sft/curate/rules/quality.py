@@ -20,7 +20,7 @@ from sft.text.tokens import tokens
 class RepetitionRule(RuleBase):
     """``repeated_digits``, ``repeated_characters``, ``repeated_lines``, ``repeated_phrase``: a text that got stuck. Code is not looked at.
 
-    0 switches a check off. A number such as 1000000000 is none: zeros behind another digit may be as many as a number has.
+    0 switches a check off.
     """
 
     kind: Literal["repetition"] = "repetition"
@@ -28,8 +28,8 @@ class RepetitionRule(RuleBase):
     """Leave the conversation out, or take out the exchange."""
     roles: tuple[Role, ...] = Field(default=("assistant",), min_length=1)
     """Whose turns are looked at."""
-    digits: int = Field(default=9, ge=0)
-    """The same digit so many times in a row; the original's pattern takes nine. Zeros within a number: twice as many."""
+    digits: int = Field(default=20, ge=0)
+    """The same digit so many times in a row. The original takes nine, and so 295.6666666666667 and 1000000000."""
     characters: int = Field(default=30, ge=0)
     """Any other character so many times in a row; white space and what lines are drawn with (``---``, ``===``, ``...``) aside."""
     lines: int = Field(default=8, ge=0)
@@ -60,9 +60,11 @@ class RepetitionRule(RuleBase):
             return "repeated_characters", shown(found[0])
         if self.lines and text.count("\n") + 1 >= self.lines:
             lines = [line for line in map(str.strip, text.split("\n")) if line]
-            for line, count in Counter(filter(_speaks, lines)).most_common(1):
-                if count >= max(self.lines, _LINE_SHARE * len(lines)):
-                    return "repeated_lines", f"the line {shown(line)} {count} times"
+            often = (
+                (line, n) for line, n in Counter(lines).most_common(_OFTEN) if n >= max(self.lines, _LINE_SHARE * len(lines))
+            )
+            if found_line := next((one for one in often if _speaks(one[0])), None):
+                return "repeated_lines", f"the line {shown(found_line[0])} {found_line[1]} times"
         loop = _loop(text, self.phrase) if self.phrase else None
         return None if loop is None else ("repeated_phrase", loop)
 
@@ -72,13 +74,16 @@ def _longest_run(text: str) -> int:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     if codes.size == 0:
         return 0
-    changes = np.flatnonzero(codes[1:] != codes[:-1])
-    return int(np.diff(changes, prepend=-1, append=codes.size - 1).max())
+    ends = np.flatnonzero(codes[1:] != codes[:-1])
+    if ends.size == 0:
+        return int(codes.size)
+    between = int((ends[1:] - ends[:-1]).max()) if ends.size > 1 else 0
+    return max(between, int(ends[0]) + 1, int(codes.size - 1 - ends[-1]))
 
 
 @lru_cache(maxsize=16)
 def _digits(least: int) -> re.Pattern[str]:
-    return re.compile(rf"([1-9])\1{{{least - 1}}}|(?<!\d)0{{{least},}}|0{{{2 * least}}}")
+    return re.compile(rf"(\d)\1{{{least - 1}}}")
 
 
 @lru_cache(maxsize=16)
@@ -87,24 +92,37 @@ def _characters(least: int) -> re.Pattern[str]:
 
 
 _LINE_SHARE = 0.3
+_OFTEN = 3  # no more lines can make up three tenths each
 _LEAST_LETTERS = 4
 
 
 def _speaks(line: str) -> bool:
-    """Whether a line says something by itself."""
-    return not line.rstrip("*_ ").endswith((":", "：")) and sum(map(str.isalnum, line[:40])) >= _LEAST_LETTERS
+    """Whether a line says something by itself: a label does not, and markup and statements without a fence say it to a machine."""
+    if line.rstrip("*_ ").endswith((":", "：", ";", "{", "}", ">")):
+        return False
+    return sum(map(str.isalnum, line[:40])) >= _LEAST_LETTERS
 
 
 _LONGEST_PERIOD, _LEAST_TIMES = 32, 6
+_SURE = 80  # words of a loop from which on _may_loop cannot miss it
 
 
 def _may_loop(text: str) -> bool:
-    """Whether some piece of a text comes again soon: no loop without one, if it is spelled the same way each time.
+    """Whether pieces of a text come again soon: no loop without that, if it is spelled the same way each time.
 
-    Six times a period that are 80 characters or more hold a piece of 16 that begins at a multiple of 32 and comes again.
+    Six periods that are 80 characters or more hold three neighbours of 16 characters, at multiples of 16, that each come again within a
+    period.
     """
-    pieces = ((at, text[at : at + 16]) for at in range(0, len(text) - 16, 32))
-    return any(text.find(piece, at + 1, at + 512) > 0 for at, piece in pieces if not piece.isspace())
+    hits = 0
+    for at in range(0, len(text) - _PIECE, _PIECE):
+        piece = text[at : at + _PIECE]
+        hits = hits + 1 if text.find(piece, at + 1, at + 32 * _PIECE) > 0 and not piece.isspace() else 0
+        if hits == 3:
+            return True
+    return False
+
+
+_PIECE = 16
 
 
 def _loop(text: str, least: int) -> str | None:
@@ -114,7 +132,7 @@ def _loop(text: str, least: int) -> str | None:
 
         a b a b a b        pairs at distance 2: 1 1 1 1
     """
-    if len(text) < least or not _may_loop(text) or len(words := tokens(text)) < least:
+    if len(text) < least or (least >= _SURE and not _may_loop(text)) or len(words := tokens(text)) < least:
         return None
     numbers: dict[str, int] = {}
     ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int32, len(words))

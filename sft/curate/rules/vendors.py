@@ -120,16 +120,19 @@ class VendorNamesRule(RuleBase):
 
     def _found(self, role: str, text: str, names: _Names) -> Iterator[_Found]:
         """Names in a text, in order, none inside another."""
-        lowered = text.lower()
-        if not any(piece in lowered for piece in names.pieces):
+        holds = text.lower().__contains__
+        plain, own = any(map(holds, names.pieces)), any(map(holds, names.own_pieces))
+        if not (plain or own):
             return
         itself = _I if role == ASSISTANT else _YOU
         bare = text if self.code else prose(text)
-        found = [] if self.scope == "itself" else list(_all(names.plain, bare, 0))
-        for sentence in _SENTENCE.finditer(bare):
-            if itself.search(sentence[0]):
-                found += _all(names.of_itself, sentence[0], sentence.start())
-                found += _all(names.plain, sentence[0], sentence.start()) if self.scope == "itself" else []
+        anywhere = plain and self.scope == "anywhere"
+        found = list(_all(names.plain, bare, 0)) if anywhere else []
+        if own or not anywhere:
+            for sentence in _SENTENCE.finditer(bare):
+                if itself.search(sentence[0]):
+                    found += _all(names.of_itself, sentence[0], sentence.start()) if own else []
+                    found += _all(names.plain, sentence[0], sentence.start()) if plain and not anywhere else []
         end = 0
         for one in sorted(found, key=lambda one: (one.start, -one.end)):
             if one.start >= end:
@@ -176,13 +179,14 @@ class _Names:
 
     Attributes:
         every: all names as written.
-        pieces: lower-case texts one of which stands in every text with a name.
+        pieces, own_pieces: lower-case texts one of which stands in every text with an unmistakable or an ambiguous name.
         plain: unmistakable names; the group that matched is ``name`` or ``organisation``.
         of_itself: ambiguous names behind words that make them the assistant's or its maker's.
     """
 
     every: tuple[str, ...]
     pieces: tuple[str, ...]
+    own_pieces: tuple[str, ...]
     plain: re.Pattern[str]
     of_itself: re.Pattern[str]
 
@@ -200,7 +204,8 @@ def _names(names: tuple[str, ...], organisations: tuple[str, ...], allowed: tupl
     every = (*plain_names, *plain_makers, *own_names, *own_makers)
     return _Names(
         every,
-        _pieces(every),
+        _pieces((*plain_names, *plain_makers)),
+        _pieces((*own_names, *own_makers)),
         re.compile(f"(?P<name>{_one_of(plain_names)})|(?P<organisation>{_one_of(plain_makers)})", re.I),
         re.compile(f"{_NAMED}(?P<name>{_one_of(own_names)})|{_MADE}(?P<organisation>{_one_of(own_makers)})", re.I),
     )

@@ -56,6 +56,15 @@ def test_a_round_may_go_alone_and_roles_are_chosen(evaluation: str) -> None:
     assert rule("contamination", files=[evaluation], roles=["assistant"]).apply(chat) is chat
 
 
+def test_code_is_searched_unless_told_otherwise(tmp_path: Path) -> None:
+    loop = "for i in range(1, m + 1):\n    for j in range(1, n + 1):\n        total += table[i][j]"
+    path = tmp_path / "code.jsonl"
+    path.write_text(json.dumps({"prompt": f"What does this print?\n{loop}"}) + "\n", encoding="utf-8")
+    chat = talk("u Sum a table", f"a Like this:\n```python\n{loop}\n```")
+    check_drop(rule("contamination", files=[str(path)]).apply(chat), "overlaps_evaluation_set", "for i in range")
+    assert rule("contamination", files=[str(path)], code=False).apply(chat) is chat
+
+
 def test_a_set_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         rule("contamination", files=[str(tmp_path / "gone.jsonl")]).apply(talk("u Hi", "a Hello."))

@@ -91,7 +91,7 @@ def test_twelve_languages_are_told_apart() -> None:
     assert len(SENTENCES) == 120
     wrong, kept, dropped = [], 0, 0
     for code, text in SENTENCES:
-        shares = languages_of((text,))
+        shares = languages_of([text])
         best = max(shares, key=lambda one: shares[one])
         wrong += [] if best == code else [(code, best)]
         chat = answer(text, text)
@@ -126,6 +126,9 @@ def test_twelve_languages_are_told_apart() -> None:
         ({"keep": ["en"], "unknown": "drop"}, ["u 2 + 2", "a 4"], "language_unknown", "'unknown: keep' would keep it"),
         ({"keep": ["en"]}, ["u 2 + 2", "a 4"], None, ""),
         ({"keep": ["en"]}, [], None, ""),
+        # a little of everything
+        ({"keep": ["en"]}, ["u Generate a sample HTML table.", "a <table><tr><td>1</td></tr></table>"], None, ""),
+        ({"keep": ["fr"]}, ["u Name a Mediterranean Sea island.", "a Sicily"], None, ""),
         # code and addresses are no language, and the system message is nobody's
         (
             {"keep": ["de"]},
@@ -155,4 +158,4 @@ def test_language(keys: dict[str, Any], turns: list[str], reason: str | None, de
 
 def test_codes_are_sorted_and_known_to_the_detector() -> None:
     assert sorted(set(LANGUAGES)) == list(LANGUAGES)
-    assert abs(sum(languages_of(("The tide is high at noon today.",)).values()) - 1) < 1e-3
+    assert abs(sum(languages_of(["The tide is high at noon today."]).values()) - 1) < 1e-3

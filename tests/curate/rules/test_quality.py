@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.curate.rules.talks import answer, check_drop, rule, said, talk, turns
 
 STUCK = [
-    ("Pi is 3.14111111111", "repeated_digits", "repeats '111111111'"),
-    ("The code is 000000000.", "repeated_digits", "000000000"),
+    ("Pi is 3.14" + "1" * 20, "repeated_digits", "repeats '11111111111111111111'"),
+    ("The code is " + "0" * 25, "repeated_digits", "00000"),
     ("N" + "o" * 40 + "!", "repeated_characters", "oooo"),
     ("哈" * 35, "repeated_characters", "哈哈"),
     ("!" * 30, "repeated_characters", "!!!"),
@@ -22,7 +22,9 @@ STUCK = [
     ("x y z " * 40, "repeated_phrase", "'x y z' 40 times"),
 ]
 NOT_STUCK = [
-    "A billion is 1000000000, a trillion 1000000000000.",
+    "A billion is 1000000000, a trillion 1000000000000; 887 / 3 is 295.6666666666667, and the phone is 9999999999.",
+    '<div class="cell"></div>\n' * 12,
+    "count = count + 1;\n" * 9,
     "```\n111111111111\nabc abc\n```\nThat prints ones.",
     "Nooooooooooooo! Ahhhhhh.",
     "-" * 80 + "\n" + "=" * 80 + "\n| --- | --- |\n" + "." * 50 + "\n" + "_" * 60,
@@ -50,6 +52,10 @@ def test_stuck_texts_are_found(text: str, reason: str, detail: str) -> None:
 def test_sound_texts_stay(text: str) -> None:
     chat = answer(text)
     assert rule("repetition").apply(chat) is chat
+
+
+def test_the_original_takes_nine_digits() -> None:
+    check_drop(rule("repetition", digits=9).apply(answer("295.6666666666667")), "repeated_digits", "'666666666'")
 
 
 def test_only_answers_are_looked_at_unless_asked() -> None:
