@@ -120,19 +120,16 @@ class VendorNamesRule(RuleBase):
 
     def _found(self, role: str, text: str, names: _Names) -> Iterator[_Found]:
         """Names in a text, in order, none inside another."""
-        holds = text.lower().__contains__
-        plain, own = any(map(holds, names.pieces)), any(map(holds, names.own_pieces))
-        if not (plain or own):
+        lowered = text.lower()
+        if not any(map(lowered.__contains__, names.pieces if text.isascii() else names.all_pieces)):
             return
         itself = _I if role == ASSISTANT else _YOU
         bare = text if self.code else prose(text)
-        anywhere = plain and self.scope == "anywhere"
-        found = list(_all(names.plain, bare, 0)) if anywhere else []
-        if own or not anywhere:
-            for sentence in _SENTENCE.finditer(bare):
-                if itself.search(sentence[0]):
-                    found += _all(names.of_itself, sentence[0], sentence.start()) if own else []
-                    found += _all(names.plain, sentence[0], sentence.start()) if plain and not anywhere else []
+        found = list(_all(names.plain, bare, 0)) if self.scope == "anywhere" else []
+        for sentence in _SENTENCE.finditer(bare):
+            if itself.search(sentence[0]):
+                found += _all(names.of_itself, sentence[0], sentence.start())
+                found += _all(names.plain, sentence[0], sentence.start()) if self.scope == "itself" else []
         end = 0
         for one in sorted(found, key=lambda one: (one.start, -one.end)):
             if one.start >= end:
@@ -179,14 +176,15 @@ class _Names:
 
     Attributes:
         every: all names as written.
-        pieces, own_pieces: lower-case texts one of which stands in every text with an unmistakable or an ambiguous name.
+        pieces: lower-case texts one of which stands in every ASCII text with a name.
+        all_pieces: the same for any text.
         plain: unmistakable names; the group that matched is ``name`` or ``organisation``.
         of_itself: ambiguous names behind words that make them the assistant's or its maker's.
     """
 
     every: tuple[str, ...]
     pieces: tuple[str, ...]
-    own_pieces: tuple[str, ...]
+    all_pieces: tuple[str, ...]
     plain: re.Pattern[str]
     of_itself: re.Pattern[str]
 
@@ -204,21 +202,22 @@ def _names(names: tuple[str, ...], organisations: tuple[str, ...], allowed: tupl
     every = (*plain_names, *plain_makers, *own_names, *own_makers)
     return _Names(
         every,
-        _pieces((*plain_names, *plain_makers)),
-        _pieces((*own_names, *own_makers)),
+        tuple(piece for piece in _pieces(every) if piece.isascii()),
+        _pieces(every),
         re.compile(f"(?P<name>{_one_of(plain_names)})|(?P<organisation>{_one_of(plain_makers)})", re.I),
         re.compile(f"{_NAMED}(?P<name>{_one_of(own_names)})|{_MADE}(?P<organisation>{_one_of(own_makers)})", re.I),
     )
 
 
 def _pieces(names: Iterable[str]) -> tuple[str, ...]:
-    """What a text must hold, in lower case, to hold a name; a piece that holds another one is not needed."""
-    spelled: set[str] = set()
-    for name in names:
-        words = re.split(r"[ -]", name.lower())
-        # of a name of three words the longest: they may be joined in many ways
-        spelled |= {max(words, key=len)} if len(words) > 2 else {joint.join(words) for joint in ("", " ", "-")}
-    return tuple(sorted(piece for piece in spelled if not any(other != piece and other in piece for other in spelled)))
+    """What a text must hold, in lower case, to hold a name: few and short ones, since each is looked for in every text."""
+    parted = [re.split(r"[ -]", name.lower()) for name in names]
+    found = {parts[0] for parts in parted if len(parts) == 1}
+    for parts in parted:
+        if not any(piece in part for piece in found for part in parts):
+            # of a name of three words the longest: they may be joined in many ways
+            found |= {max(parts, key=len)} if len(parts) > 2 else {joint.join(parts) for joint in ("", " ", "-")}
+    return tuple(sorted(piece for piece in found if not any(other != piece and other in piece for other in found)))
 
 
 def _one_of(names: Iterable[str]) -> str:
