@@ -276,7 +276,8 @@ def main() -> None:
     ours, theirs, changed = whole_messages(rows, clean)
     print(f"\nwhole conversations, questions too: our rule {ours:.2f} MB/s, the original {theirs:.2f} MB/s", end="")
     print(f", {ours / theirs:.1f} times; it changed {changed:,} questions" if theirs else "", flush=True)
-    whole_dump(options.dump, options.check_every)
+    if options.check_every:
+        whole_dump(options.dump, options.check_every)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ BLOCKS: Final = _words(
 """Elements that begin and end a line of their own."""
 
 _ATTRIBUTES: Final = r"""((?:[^<>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')?)*+)"""
-TAG: Final = re.compile(rf"<(?:(/?)([A-Za-z][A-Za-z0-9]*+)(?![\w:.@-]){_ATTRIBUTES}>|!--.*?-->|![Dd][^<>]*>)", re.DOTALL)
-"""A tag (groups: slash, name, attributes), or a comment or document type (no groups)."""
+TAG: Final = re.compile(rf"<(?:(/?)([A-Za-z][A-Za-z0-9]*+)(?![\w:.@-]){_ATTRIBUTES}>|![Dd][^<>]*>)")
+"""A tag (groups: slash, name, attributes), or a document type (no groups)."""
 _SPAN = re.compile(rf"</?span(?![\w:.@-]){_ATTRIBUTES}>")
 _ATTRIBUTE = re.compile(r"""([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'<>=`]+)))?""")
 
@@ -91,14 +91,25 @@ def _tags_of(name: str) -> re.Pattern[str]:
     return re.compile(rf"<(/?){name}(?![\w:.@-]){_ATTRIBUTES}>", re.IGNORECASE)
 
 
-def end_of(html: str, name: str, start: int) -> tuple[int, int] | None:
-    """Where the element ends whose opening tag ended at ``start``: (its closing tag begins, ends); None if it is not closed."""
-    depth = 1
-    for m in _tags_of(name).finditer(html, start):
-        depth += -1 if m[1] else 1
-        if depth == 0:
-            return m.start(), m.end()
-    return None
+def pairs(html: str, name: str) -> dict[int, tuple[int, int]]:
+    """Of all elements of a name that are closed: where the opening tag ends -> (where the closing tag begins, ends)."""
+    found: dict[int, tuple[int, int]] = {}
+    opened: list[int] = []
+    for m in _tags_of(name).finditer(html):
+        if not m[1]:
+            opened.append(m.end())
+        elif opened:
+            found[opened.pop()] = m.span()
+    return found
+
+
+def without_comments(html: str) -> str:
+    """Markup without its comments; one that never ends is none."""
+    parts, pos = [], 0
+    while (start := html.find("<!--", pos)) >= 0 and (end := html.find("-->", start + 4)) >= 0:
+        parts.append(html[pos:start])
+        pos = end + 3
+    return "".join([*parts, html[pos:]]) if parts else html
 
 
 def decoded(text: str) -> str:
@@ -162,7 +173,7 @@ def is_page(text: str) -> bool:
     if first < 0 or text[:first].strip():
         return False
     container = CONTAINER.match(text, first)
-    end = end_of(text, "div", container.end()) if container else None
+    end = pairs(text, "div").get(container.end()) if container else None
     return end is not None and not text[end[1] :].strip()
 
 

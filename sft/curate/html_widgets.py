@@ -23,13 +23,16 @@ WIDGETS: Final = frozenset(
 )
 """Labels of the site's buttons. A button that says anything else is kept as text."""
 
-_BUTTON = re.compile(r"<button\b[^<>]*>.*?</button\s*>|<svg\b.*?</svg\s*>", re.DOTALL | re.IGNORECASE)
-_SVG_NOTES = re.compile(r"<(title|desc|defs)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+# (?!...) within keeps each of these from running to the end of a text over and over
+_BUTTON = re.compile(r"<(button|svg)\b(?:(?!<\1\b).)*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_SVG_NOTES = re.compile(r"<(title|desc|defs)\b(?:(?!<\1\b).)*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _CODE = re.compile(r"<code\b([^<>]*)>", re.IGNORECASE)
 _CODE_END = re.compile(r".*(?P<end></code\s*>)", re.DOTALL | re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:^|\s)lang(?:uage)?-([^\s`]+)")
 _LABEL = re.compile(r"[\w#+./-]{1,40}")
-_TEX = re.compile(r"""<annotation\b[^<>]*\bencoding=["']application/x-tex["'][^<>]*>(.*?)</annotation\s*>""", re.DOTALL)
+_TEX = re.compile(
+    r"""<annotation\b[^<>]*\bencoding=["']application/x-tex["'][^<>]*>((?:(?!</?annotation).)*)</annotation\s*>""", re.DOTALL
+)
 _CHARACTERS = re.compile(r"\s*(Copy)?\d+ chars / \d+ words\s*")
 _AFTER_BUTTON = re.compile(r"</button\s*>(?:\s|</?(?:span|div)\b[^<>]*>)*\Z", re.IGNORECASE)
 _BEFORE_BUTTON = re.compile(r"(?:\s|</?(?:span|div)\b[^<>]*>)*<button\b", re.IGNORECASE)

@@ -20,7 +20,18 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from sft.curate.html_tags import BLOCKS, ELEMENTS, TAG, attributes, bare, end_of, evidence, is_html, is_paragraph
+from sft.curate.html_tags import (
+    BLOCKS,
+    ELEMENTS,
+    TAG,
+    attributes,
+    bare,
+    evidence,
+    is_html,
+    is_paragraph,
+    pairs,
+    without_comments,
+)
 from sft.curate.html_widgets import code_of, counter_before, formulas_of, is_counter, is_widget, text_of_drawing
 from sft.curate.markdown_blocks import code_span, link
 from sft.curate.markdown_writer import Writer
@@ -33,7 +44,7 @@ _ALIGN = re.compile(r"text-align:\s*(left|center|right)")
 
 def to_markdown(html: str) -> str:
     """The Markdown of a piece of HTML, without white space around it. It is no HTML itself, even where it shows some."""
-    text = _Reader(html.replace("\r\n", "\n").replace("\r", "\n")).read()
+    text = _Reader(without_comments(html.replace("\r\n", "\n").replace("\r", "\n"))).read()
     while (place := 0 if is_paragraph(text) else evidence(text)) is not None:
         place = text.index("<", place)
         text = f"{text[:place]}\\{text[place:]}"
@@ -47,10 +58,11 @@ class _Reader:
         pos: where it stands; a method that reads a whole element moves it behind the element.
     """
 
-    __slots__ = ("html", "out", "pos")
+    __slots__ = ("ends", "html", "out", "pos")
 
     def __init__(self, html: str) -> None:
         self.html, self.out = html, Writer()
+        self.ends: dict[str, dict[int, tuple[int, int]]] = {}
         self.pos = counter_before(html)
 
     def read(self) -> str:
@@ -91,9 +103,15 @@ class _Reader:
             return
         self.out.text(piece)
 
+    def _end(self, name: str) -> tuple[int, int] | None:
+        """Where the element ends whose opening tag was just read: (its closing tag begins, ends); None if it never closes."""
+        if name not in self.ends:
+            self.ends[name] = pairs(self.html, name)
+        return self.ends[name].get(self.pos)
+
     def _element(self, name: str) -> str | None:
         """What the element holds whose opening tag was just read, which is then behind us; None, and nothing moved, if it never closes."""
-        end = end_of(self.html, name, self.pos)
+        end = self._end(name)
         if end is None:
             return None
         inner = self.html[self.pos : end[0]]
@@ -122,18 +140,16 @@ class _Reader:
             self.out.piece("!" + alt.join(link("", source, found.get("title", ""))) if source else f"![{alt}]()")
 
     def _code_span(self, name: str, attrs: str) -> None:
-        place = self.pos
-        inner = self._element(name)
-        if inner is None:
+        end = self._end(name)
+        if end is None:
             return
+        inner = self.html[self.pos : end[0]]
         found = attributes(attrs).get("class", "") if attrs else ""
         if "!whitespace-pre" in found or ("hljs" in found and "\n" in inner):
-            self.pos = place
-            self._code_block(f"<{name}{attrs}>{inner}</{name}>", end_of(self.html, name, place))
-        elif "<img" in inner or "<br" in inner:
-            self.pos = place  # no mere code
-        else:
+            self._code_block(f"<{name}{attrs}>{inner}</{name}>", end)
+        elif "<img" not in inner and "<br" not in inner:  # else it is no mere code
             self.out.piece(code_span(bare(inner)))
+            self.pos = end[1]
 
     def _box(self, name: str, attrs: str) -> None:
         found = attributes(attrs)
@@ -176,7 +192,7 @@ class _Reader:
             return
         if "rounded-md" not in attrs and "whitespace-pre-wrap" not in attrs:
             return
-        end = end_of(self.html, name, self.pos)
+        end = self._end(name)
         inner = self.html[self.pos : end[0]] if end else ""
         if "rounded-md" in attrs:
             if "hljs" in inner and inner.count("<code") == 1:
@@ -186,7 +202,7 @@ class _Reader:
             self.pos = end[1]
 
     def _pre(self, name: str, attrs: str) -> None:
-        end = end_of(self.html, name, self.pos)
+        end = self._end(name)
         self._code_block(self.html[self.pos : end[0]] if end else self.html[self.pos :], end)
 
     def _code_block(self, inner: str, end: tuple[int, int] | None) -> None:

@@ -344,4 +344,15 @@ def test_a_page_of_great_depth_or_length_is_read() -> None:
     assert len(re.findall(r"q\d+z", to_markdown(deep))) == 3_000
     assert to_markdown("<b>" * 5_000 + "a").count("a") == 1
     assert to_markdown("<blockquote>" * 5_000 + "a").strip("> ") == "a"
+    for tag in (
+        "<!--",
+        "<code>",
+        "<svg>",
+        "<button>",
+        "<script>",
+        '<span class="katex">',
+        '<div class="rounded-md">',
+        '<a href="',
+    ):
+        assert to_markdown(tag * 20_000 + "<p>q</p>").count("q") == 1  # not read to the end again and again
     assert len(to_markdown("<p>word word</p>\n" * 20_000)) == 20_000 * len("word word\n\n") - 2
