@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 PARTIAL = ".partial-"
 """Prefix of what is being written; a run removes what an earlier one left under it."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _sync(path: Path) -> None:
@@ -33,10 +35,16 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write whole, sync, rename: a reader sees the old file or the new one, never half of it."""
+    """Write whole, sync, rename: a reader sees the old file or the new one, never half of it.
+
+    Text stays readable unless it holds half a surrogate pair, which UTF-8 cannot carry: then all of it is escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    if _SURROGATE.search(text):
+        text = json.dumps(value, indent=1)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, ensure_ascii=False, indent=1)
+        handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)

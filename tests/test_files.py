@@ -56,3 +56,12 @@ def test_a_folder_of_that_name_is_replaced(tmp_path: Path) -> None:
 
 def test_free_space_is_that_of_the_disk(tmp_path: Path) -> None:
     assert 0 < files.free_bytes(tmp_path) < 2**60
+
+
+def test_half_a_surrogate_pair_is_written_escaped_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    files.write_json(path, {"a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n "a": "é"\n}'
+    files.write_json(path, {"a": "é \ud83d"})
+    assert path.read_text(encoding="utf-8") == '{\n "a": "\\u00e9 \\ud83d"\n}'
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é \ud83d"}
