@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     detect = detector(options.detector)
-    detect("What is this?")
+    detect("What is this thing, and why does it stand here?")
     print(f"{options.detector}: ready after {time.perf_counter() - start:.2f} s")
     rows = [line.split("\t") for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
     wrong = [(code, detect(text)) for code, text in rows if detect(text) != code]
