@@ -9,12 +9,15 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
+
+if TYPE_CHECKING:
+    from sft.recipe import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -33,12 +36,32 @@ Set = Annotated[
 ]
 
 
+def _missing_files(recipe: Recipe) -> list[str]:
+    """Why each local source cannot be read yet."""
+    from sft.data.sources import resolve_files
+    from sft.errors import DataError
+
+    found = []
+    for source in (*recipe.data.sources, *recipe.data.holdout_sources):
+        try:
+            if source.path is not None:
+                resolve_files(source)
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
 @app.command()
 def check(recipe: RecipePath, set_: Set = None) -> None:
-    """Report every fault of a recipe at once, with file and line. Reads no data and no model."""
+    """Report every fault of a recipe at once, with file and line. Reads no data and no model; says which files are not there yet."""
+    from sft.data.template import load_template
     from sft.recipe import load_recipe
 
     loaded, _ = load_recipe(recipe, set_ or ())
+    if loaded.template.name != "tokenizer":
+        load_template(loaded.template.name, system=loaded.template.system)
+    for missing in _missing_files(loaded):
+        typer.echo(f"{recipe}: not there yet: {missing}")
     method = "LoRA" if loaded.lora else "full tuning"
     typer.echo(
         f"{recipe}: no faults. {method} of {loaded.model.name_or_path or 'a model from scratch'}, template {loaded.template.name}."
@@ -135,6 +158,8 @@ def train(
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one")
     loaded, _ = load_recipe(recipe, set_ or ())
+    if missing := _missing_files(loaded):  # before torch is imported: a wrong path shows at once
+        raise InputError("\n".join(missing))
     from sft.train import run
 
     run(loaded, resume=resume, overwrite=overwrite)
@@ -236,6 +261,7 @@ def main() -> None:
     """Entry point: logs on rank 0, faults as one message and an exit status, bugs with their traceback."""
     rank0 = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING if not rank0 else logging.INFO, format="%(message)s")
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # its retries; the failure itself is ours to tell
     for noisy in ("httpx", "huggingface_hub", "datasets", "matplotlib", "torchao", "accelerate", "transformers", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

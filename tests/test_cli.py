@@ -172,6 +172,22 @@ def test_a_faulty_edit_is_named(
     assert _fails(["check", str(ROOT / "recipes" / "quickstart.yaml"), "--set", edit], monkeypatch, capsys) == wanted
 
 
+def test_check_knows_the_templates_and_says_which_files_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    said = _fails(["check", recipe, "--set", "template.name=vicuna"], monkeypatch, capsys)
+    assert said.startswith("template.name: no template 'vicuna'; there are alpaca, ")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").write_text("{}\n")
+    sources = "data.sources=[{path: there.jsonl}, {path: no.jsonl}]"
+    done = CliRunner().invoke(app, ["check", recipe, "--set", sources])
+    missing = f"no.jsonl: no such file, and no file matches it (looked from {tmp_path})"
+    assert done.output.splitlines()[0] == f"{recipe}: not there yet: {missing}"
+    assert "no faults" in done.output.splitlines()[1]
+    assert _fails(["train", recipe, "--set", sources], monkeypatch, capsys) == f"{missing}\n"
+
+
 def test_resume_and_overwrite_contradict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     said = _fails(["train", "recipes/quickstart.yaml", "--resume", "--overwrite"], monkeypatch, capsys)
     assert said == "--resume and --overwrite contradict each other; give one\n"
