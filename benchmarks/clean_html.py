@@ -7,9 +7,10 @@ The original is the cleaner of FastChat by its description, written anew: openin
 every message, of people too, and the bars above code, a leading pager and the counter are mended by regular expressions. It was
 published with markdownify 0.11.6: ``pip install --target OLD markdownify==0.11.6``, then ``PYTHONPATH=OLD python ...`` measures that one.
 
-The converters get the bar above code rewritten to ``<pre><code class="language-x">`` by one regular expression, and their best
-settings. Speed is bytes of HTML per second of CPU in one process, all of them in turn over the same rows. Round trip: the Markdown
-renders as the source does, up to white space. Golden cases: renders as the expected Markdown does.
+The converters get all that is ShareGPT's own done for them: the bar above code rewritten to ``<pre><code class="language-x">``, buttons,
+pagers and counters cut out, formulas replaced by a word and put back as TeX behind them; and their best settings. Speed is bytes
+of HTML per second of CPU in one process, all of them in turn over the same rows. Round trip: the Markdown renders as the source
+does, up to white space. Golden cases: renders as the expected Markdown does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from html import unescape
 from importlib import import_module, metadata
 from itertools import islice
 from pathlib import Path
@@ -43,6 +45,16 @@ _BAR = re.compile(
     r"</div></div></pre>",
     re.DOTALL,
 )
+_FORMULA = re.compile(
+    r'<(?P<tag>div|span) class="math math-\w+">(?:(?!<annotation).)*<annotation[^>]*>(?P<tex>[^<]*)</annotation>.*?(?:</span>){5,}'
+    r"(?:</div>)?",
+    re.DOTALL,
+)
+_WORD = re.compile(r"(?P<before>^.*?|)formulaZ(?P<number>\d+)Z", re.MULTILINE)
+_AROUND = re.compile(
+    r'^\d+ / \d+(?=<div)|<div class="text-xs flex.*?</div>|<div class="flex items-center text-xs">.*?</div>|<div class="text-gray-400.*?</div>',
+    re.DOTALL,
+)
 _TAG = re.compile(r"<[^>]*>")
 _ESCAPE = re.compile(r"\\[_*]")
 
@@ -59,14 +71,34 @@ def original(markdownify: Convert) -> Convert:
     return convert
 
 
-def prepared(html: str) -> str:
-    """The bar above code as what any converter reads."""
+def with_specifics(convert: Convert) -> Convert:
+    """A converter with what is ShareGPT's own done before and behind it."""
 
     def plain(m: re.Match[str]) -> str:
         language = f' class="language-{m[1]}"' if m[1] else ""
         return f"<pre><code{language}>{_TAG.sub('', m[2])}</code></pre>"
 
-    return _BAR.sub(plain, html)
+    def whole(html: str) -> str:
+        formulas: list[str] = []
+
+        def word(m: re.Match[str]) -> str:
+            display = m[0].startswith("<div")
+            tex = unescape(m["tex"])
+            formulas.append(f"$$\n{tex}\n$$" if display else f"${tex}$")
+            name = f"formulaZ{len(formulas) - 1}Z"
+            return f"<p>{name}</p>" if display else name
+
+        def back(m: re.Match[str]) -> str:
+            pad = " " * len(m["before"]) if m["before"].strip(" -*+.)0123456789") == "" else ""
+            return m["before"] + formulas[int(m["number"])].replace("\n", f"\n{pad}")
+
+        html = _FORMULA.sub(word, _AROUND.sub("", _BAR.sub(plain, html)))
+        text = convert(html)
+        for _ in range(len(formulas)):
+            text = _WORD.sub(back, text)
+        return text
+
+    return whole
 
 
 def converters() -> dict[str, Convert]:
@@ -85,7 +117,7 @@ def converters() -> dict[str, Convert]:
     add("markdownify", _markdownify)
     add("html2text", _html2text)
     bare = {"ours", next((name for name in found if name.startswith("original")), "")}
-    return {name: c if name in bare else (lambda text, c=c: c(prepared(text))) for name, c in found.items()}
+    return {name: c if name in bare else with_specifics(c) for name, c in found.items()}
 
 
 def _html_to_markdown() -> Convert:
