@@ -189,6 +189,7 @@ class Score:
         made = normal(markdown)
         own = Counter(code_blocks(markdown))
         exact = sum((Counter(blocks) & own).values())
+        ended = [Counter((language, code.rstrip("\n")) for language, code in found) for found in (blocks, own.elements())]
         self.counts += Counter(
             answers=1,
             whole=made == rendered,
@@ -198,6 +199,7 @@ class Score:
             escaped=len(_ESCAPE.findall(markdown)) > len(_ESCAPE.findall(truth)),
             blocks=len(blocks),
             exact=exact,
+            alike=sum((ended[0] & ended[1]).values()),
         )
         return made == rendered and exact == len(blocks)
 
@@ -294,13 +296,16 @@ def main() -> None:
     found = converters()
     rows = list(islice(chats_of(options.dump), options.sample))
     scores = compare(rows, found)
-    print("| converter | MB/s | round trip, all / with code | same text | code blocks exact | new escapes | golden cases |")
+    print(
+        "| converter | MB/s | round trip, all / with code | same text | code exact / to its last line | new escapes | golden cases |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, score in scores.items():
         right, total = golden(found[name])
         print(
             f"| {name} | {score.bytes / score.seconds / 1e6:.2f} | {score.share('whole', 'answers')} / "
-            f"{score.share('whole_with_code', 'with_code')} | {score.share('text', 'answers')} | {score.share('exact', 'blocks')} | "
+            f"{score.share('whole_with_code', 'with_code')} | {score.share('text', 'answers')} | {score.share('exact', 'blocks')} / "
+            f"{score.share('alike', 'blocks')} | "
             f"{score.share('escaped', 'answers')} | {right} of {total} |",
             flush=True,
         )
