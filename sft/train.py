@@ -175,9 +175,12 @@ def _open_run_dir(recipe: Recipe, ranks: Ranks, resume: bool, overwrite: bool) -
                     "or choose another with --set output.dir=..."
                 )
             shutil.rmtree(run_dir)
-        elif run_dir.exists() and any(run_dir.iterdir()):
+        elif run_dir.is_dir() and any(run_dir.iterdir()):
             raise InputError(f"output.dir: {run_dir} is not empty and holds no run of ours; choose another")
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a file of that name, no right to write there, a read-only disk
+            raise InputError(f"output.dir: {run_dir} cannot be made: {error.strerror}; choose another") from None
         checkpoints.remove_partial(run_dir)
     ranks.wait()
     if resume:

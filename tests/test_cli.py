@@ -252,6 +252,15 @@ def test_a_finished_run_is_not_trained_over(finished: tuple[Path, Path]) -> None
         CliRunner().invoke(app, ["train", str(finished[0])], catch_exceptions=False)
 
 
+def test_an_output_folder_that_cannot_be_made_is_named(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
+        said = _fails(["train", str(finished[0]), "--set", f"output.dir={folder}"], monkeypatch, capsys)
+        assert said.splitlines()[-1] == f"output.dir: {folder} cannot be made: {reason}; choose another"
+
+
 def test_export_leaves_a_foreign_folder_alone(finished: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="not empty and not a model of ours"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft.config import require
 from sft.data.conversation import Conversation, Turn
 from sft.data.template import RenderRefused, load_template
 from sft.data.tokenize import RowEncoder
@@ -79,7 +80,12 @@ def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBas
 
 
 def talk(name: str, *, message: str | None, system: str | None, temperature: float, max_tokens: int) -> None:
-    """Answer one message, or hold a conversation until ``/quit`` or end of input. ``/new`` starts over."""
+    """Answer one message, or hold a conversation until ``/quit`` or end of input. ``/new`` starts over.
+
+    Raises:
+        InputError: a message without a word in it, no such model, or one that cannot be talked to.
+    """
+    require(message is None or bool(message.strip()), "--message is empty; write what the model should answer")
     model, tokenizer, encoder, about = load_to_talk(name)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     head = (Turn("system", system),) if system else ()
@@ -90,13 +96,15 @@ def talk(name: str, *, message: str | None, system: str | None, temperature: flo
     turns = head
     while True:
         text = message if message is not None else _read()
-        if text is None or text.strip() == "/quit":
+        if text is None:
             return
-        if text.strip() == "/new":
-            turns = head
-            continue
-        if not text.strip():
-            continue
+        if message is None:  # commands are for whoever types
+            if text.strip() == "/quit":
+                return
+            if text.strip() == "/new":
+                turns = head
+            if text.strip() in ("", "/new"):
+                continue
         if not multi_turn:
             turns = head
         turns = (*turns, Turn("user", text))

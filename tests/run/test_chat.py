@@ -132,6 +132,11 @@ def test_one_message_is_one_answer(runs: dict[str, Path], capsys: pytest.Capture
     assert first.endswith("\n")
 
 
+def test_an_empty_message_is_refused_before_the_model_is_looked_for() -> None:
+    with pytest.raises(InputError, match="--message is empty; write what the model should answer"):
+        talk("nowhere", message=" \n", system=None, temperature=0.0, max_tokens=4)
+
+
 def test_chat_and_training_read_the_same_prompt(runs: dict[str, Path]) -> None:
     for template, path in runs.items():
         _, tokenizer, encoder, about = load_to_talk(str(path))
