@@ -1,153 +1,203 @@
-"""Write docs/recipes.md from the fields of sft/recipe.py and the docstrings behind them. ``--check`` only compares.
+"""Write the references of the recipes from their sections and the docstrings behind the fields. ``--check`` only compares.
 
-Reads the source with ``ast``: nothing is imported, and the page cannot say what the code does not.
+::
+
+    docs/recipes.md             sft train            sft/recipe.py
+    docs/generate_recipes.md    selfinstruct run     selfinstruct/recipe.py
+    docs/curate_recipes.md      sft data run         sft/curate/recipe.py
 """
 
 from __future__ import annotations
 
-import ast
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "sft" / "recipe.py"
-PAGE = ROOT / "docs" / "recipes.md"
-HEAD = """# Recipe reference
+from pydantic.fields import FieldInfo
+
+import selfinstruct.recipe
+import sft.curate.recipe
+import sft.recipe
+from sft.config import Section, sections_of
+from sft.curate.rules import RuleSection
+
+FOLDER = Path(__file__).resolve().parent
+_WORDS = {str: "text", bool: "true or false", int: "whole number", float: "number", type(None): "null"}
+_BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"), ("min_length", "of at least"))
+_MOST_SHOWN = 6  # entries of a default
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, and the recipe that it is about.
+
+    Attributes:
+        name: of the file in docs/.
+        recipe: the section of the whole file.
+        head: title and first words.
+        overview: begin with a table of the sections; without it their headings say which ones a recipe may leave out.
+        elsewhere: sections that another page has the tables of, and where.
+    """
+
+    name: str
+    recipe: type[Section]
+    head: str
+    overview: bool = True
+    elsewhere: Mapping[type[Section], str] = field(default_factory=dict)
+
+
+PAGES = (
+    Page(
+        "recipes.md",
+        sft.recipe.Recipe,
+        """# Recipe reference
 
 Generated from `sft/recipe.py` by `docs/build_recipe_reference.py`; edit the docstrings there. `sft show RECIPE` prints these values
 for one recipe, with where each comes from. Unknown keys are refused.
-"""
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "of at least"}
-_WORDS = {"str": "text", "bool": "true or false", "int": "whole number", "float": "number", "None": "null"}
+""",
+        overview=False,
+    ),
+    Page(
+        "generate_recipes.md",
+        selfinstruct.recipe.Recipe,
+        """# Recipe reference of the generator
+
+Generated from `selfinstruct/recipe.py` and the sections that it names by `docs/build_recipe_reference.py`; edit the docstrings there.
+Unknown keys are refused. How to use them: [generate](generate.md).
+""",
+    ),
+    Page(
+        "curate_recipes.md",
+        sft.curate.recipe.CurateRecipe,
+        """# Recipe reference of a curation
+
+Generated from `sft/curate/recipe.py` and the sections that it names by `docs/build_recipe_reference.py`; edit the docstrings there.
+Unknown keys are refused. How to use them: [curate](curate.md).
+""",
+        elsewhere={
+            sft.recipe.ModelSection: "[model](recipes.md#model)",
+            sft.recipe.TemplateSection: "[template](recipes.md#template)",
+            **dict.fromkeys(sections_of(RuleSection), "[rules](curate_rules.md)"),
+        },
+    ),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """One row of the page."""
-
-    name: str
-    kind: str
-    default: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What an annotation may name: the sections of the file, and its aliases for choices."""
-
-    sections: dict[str, ast.ClassDef]
-    aliases: dict[str, ast.expr]
-
-    @staticmethod
-    def of(module: ast.Module) -> Names:
-        targets = [node for node in module.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
-        return Names(
-            {node.name: node for node in module.body if isinstance(node, ast.ClassDef)},
-            {ast.unparse(node.targets[0]): node.value for node in targets if isinstance(node.value, ast.Subscript)},
-        )
-
-
-def spoken(annotation: ast.expr, names: Names) -> str:
+def spoken(annotation: Any) -> str:
     """An annotation in words: ``Literal['a', 'b'] | None`` is "`a`, `b` or null"."""
-    if isinstance(annotation, ast.BinOp):
-        return f"{spoken(annotation.left, names)} or {spoken(annotation.right, names)}"
-    if isinstance(annotation, ast.Name) and annotation.id in names.aliases:
-        return spoken(names.aliases[annotation.id], names)
-    if isinstance(annotation, ast.Name) and annotation.id in names.sections:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return spoken(arguments[0])
+    if origin in (tuple, list):
+        return f"list of {spoken(arguments[0])}".replace("list of section", "list of sections")
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(spoken(argument) for argument in arguments))
+    if origin is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
-    if isinstance(annotation, ast.Subscript):
-        inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-        kind = ast.unparse(annotation.value)
-        if kind == "Literal":
-            return ", ".join(f"`{ast.literal_eval(choice)}`" for choice in inner)
-        return "map" if kind == "dict" else f"list of {spoken(inner[0], names)}".replace("list of section", "list of sections")
-    return _WORDS.get(ast.unparse(annotation), ast.unparse(annotation))
+    if origin is dict:
+        return "map of sections" if list(sections_of(annotation)) else "map"
+    return _WORDS.get(annotation, str(annotation))
 
 
-def knobs(section: ast.ClassDef, names: Names) -> Iterator[Knob]:
-    """The annotated fields of a section in reading order."""
-    for field, after in zip(section.body, [*section.body[1:], None], strict=True):
-        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-            continue
-        doc = ""
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-            doc = " ".join(after.value.value.split()).replace("``", "`")
-        default, bounds = _default(field.value)
-        kind = spoken(field.annotation, names) + (f", {bounds}" if bounds else "")
-        yield Knob(field.target.id, kind, default, doc)
+def default(info: FieldInfo) -> str:
+    """A default as YAML would have it; long ones by their size."""
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if isinstance(value, Section):
+        return "its defaults"
+    if value is None or isinstance(value, bool):
+        return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
+    if isinstance(value, tuple | list):
+        shown = f"`[{', '.join(map(str, value))}]`" if len(value) <= _MOST_SHOWN else f"{len(value)} entries"
+        return "its defaults" if any(isinstance(item, Section) for item in value) else shown
+    return "empty" if value in ({}, "") else f"`{value}`"
 
 
-def _default(value: ast.expr | None) -> tuple[str, str]:
-    """Default and bounds out of a plain value or a call of ``Field``."""
-    if value is None:
-        return "required", ""
-    if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Field"):
-        return _literal(value), ""
-    given = {keyword.arg: keyword.value for keyword in value.keywords}
-    bounds = ", ".join(f"{word} {ast.unparse(given[key])}" for key, word in _BOUNDS.items() if key in given)
-    if "default" in given:
-        return _literal(given["default"]), bounds
-    if "default_factory" in given:
-        return "empty" if ast.unparse(given["default_factory"]) == "dict" else "its defaults", bounds
-    return "required", bounds
+def bounds(info: FieldInfo) -> str:
+    """What a number or a list may be."""
+    found = {name: getattr(item, name) for item in info.metadata for name, _ in _BOUNDS if hasattr(item, name)}
+    return "".join(f", {word} {_number(found[name])}" for name, word in _BOUNDS if name in found)
 
 
-def _literal(value: ast.expr) -> str:
-    if isinstance(value, ast.Constant):
-        words = {None: "null", True: "true", False: "false"}
-        return f"`{words[value.value]}`" if value.value is None or isinstance(value.value, bool) else f"`{value.value!s}`"
-    return "`[]`" if isinstance(value, ast.Tuple) and not value.elts else f"`{ast.unparse(value)}`"
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
-def build(source: str) -> str:
-    """The whole page for the source of sft/recipe.py."""
-    names = Names.of(ast.parse(source))
-    parts = [HEAD]
-    for section in _fields(names.sections["Recipe"]):
-        owner = names.sections[_owner(section, names)]
-        optional = " (optional)" if section.value is not None else ""
-        parts.append(_table(f"## {ast.unparse(section.target)}{optional}", owner, names))
-        for name, other in names.sections.items():
-            keys = [ast.unparse(field.target) for field in _fields(owner) if _owner(field, names) == name]
-            if keys:
-                title = " and ".join(f"{ast.unparse(section.target)}.{key}" for key in keys)
-                parts.append(_table(f"### {title}", other, names))
-    return "\n".join(parts)
+def text(doc: str | None) -> str:
+    """A docstring in one line of a table."""
+    return " ".join((doc or "").split()).replace("``", "`").replace("|", "\\|")
 
 
-def _fields(section: ast.ClassDef) -> list[ast.AnnAssign]:
-    return [node for node in section.body if isinstance(node, ast.AnnAssign)]
-
-
-def _owner(field: ast.AnnAssign, names: Names) -> str:
-    """The section that a field holds, or lists; "" if it holds a plain value."""
-    found = (node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name) and node.id in names.sections)
-    return next(found, "")
-
-
-def _table(title: str, section: ast.ClassDef, names: Names) -> str:
-    doc = ast.get_docstring(section)
-    lines = [title, ""]
-    if doc:
-        lines += [" ".join(doc.split()).replace("``", "`"), ""]
-    lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for knob in knobs(section, names):
-        lines.append(f"| `{knob.name}` | {knob.kind} | {knob.default} | {knob.meaning.replace('|', chr(92) + '|')} |")
+def table(title: str, section: type[Section], page: Page) -> str:
+    """A section's fields in their order."""
+    about = [text(section.__doc__), ""] if section.__doc__ else []
+    lines = [title, "", *about, "| key | value | default | meaning |", "|---|---|---|---|"]
+    for name, info in section.model_fields.items():
+        if name == "kind" and len(typing.get_args(info.annotation)) == 1:
+            continue  # the heading says it
+        meaning = text(info.description) or text(_about(info))
+        links = dict.fromkeys(page.elsewhere[inner] for inner in sections_of(info.annotation) if inner in page.elsewhere)
+        told = " ".join([meaning, *(f"Keys: {link}." for link in links)])
+        lines.append(f"| `{name}` | {spoken(info.annotation)}{bounds(info)} | {default(info)} | {told} |")
     return "\n".join([*lines, ""])
 
 
+def _about(info: FieldInfo) -> str:
+    """What a section says of itself, for a field without a docstring of its own."""
+    found = list(sections_of(info.annotation))
+    return (found[0].__doc__ or "").split("\n\n")[0] if len(found) == 1 else ""
+
+
+def titles(section: type[Section], page: Page, key: str = "", depth: int = 2) -> Iterator[tuple[type[Section], str, int]]:
+    """Every section below another with its title and the depth of its heading, in the order of the file."""
+    for name, info in section.model_fields.items():
+        below = [inner for inner in sections_of(info.annotation) if inner not in page.elsewhere]
+        for inner in below:
+            kind = inner.model_fields.get("kind")
+            title = f"{key}{name}"
+            if len(below) > 1 and kind:
+                title += f": {typing.get_args(kind.annotation)[0]}"
+            if not (key or page.overview or info.is_required()):
+                title += " (optional)"
+            yield inner, title, depth
+            yield from titles(inner, page, f"{key}{name}.", depth + 1)
+
+
+def build(page: Page) -> str:
+    """The whole page; a section that stands in several places has one table."""
+    places: dict[type[Section], list[str]] = {}
+    depths: dict[type[Section], int] = {}
+    for section, title, depth in titles(page.recipe, page):
+        places.setdefault(section, []).append(title)
+        depths.setdefault(section, depth)
+    parts = [page.head, *([table("## The file", page.recipe, page)] if page.overview else [])]
+    parts += [table(f"{'#' * depths[section]} {_listed(names)}", section, page) for section, names in places.items()]
+    return "\n".join(parts)
+
+
+def _listed(names: list[str]) -> str:
+    *first, last = dict.fromkeys(names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def main(arguments: list[str]) -> int:
-    """Write the page, or with ``--check`` say whether it is up to date."""
-    page = build(SOURCE.read_text(encoding="utf-8"))
-    if "--check" not in arguments:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write("docs/recipes.md is out of date: run python docs/build_recipe_reference.py\n")
-    return 1
+    """Write the pages, or with ``--check`` say whether they are up to date."""
+    stale = 0
+    for page in PAGES:
+        path, wanted = FOLDER / page.name, build(page)
+        if "--check" not in arguments:
+            path.write_text(wanted, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != wanted:
+            sys.stderr.write(f"docs/{page.name} is out of date: run python docs/build_recipe_reference.py\n")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -24,16 +24,14 @@ def _builder() -> ModuleType:
     return module
 
 
-def test_the_recipe_reference_is_up_to_date() -> None:
+@pytest.mark.parametrize("page", ["recipes.md", "generate_recipes.md", "curate_recipes.md"])
+def test_the_recipe_references_are_up_to_date_and_explain_every_knob(page: str) -> None:
     builder = _builder()
-    wanted = builder.build((ROOT / "sft" / "recipe.py").read_text(encoding="utf-8"))
-    found = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert found == wanted, "run python docs/build_recipe_reference.py"
-
-
-def test_every_knob_is_explained() -> None:
-    bare = re.findall(r"^\| `(\w+)` .*\|  \|$", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.M)
-    assert bare == []
+    wanted = {one.name: builder.build(one) for one in builder.PAGES}
+    assert len(wanted) == 3
+    found = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert found == wanted[page], "run python docs/build_recipe_reference.py"
+    assert re.findall(r"^\| `(\w+)` .*\|  \|$", found, re.M) == []
 
 
 def _reason_codes() -> tuple[set[str], set[str]]:
@@ -88,3 +86,35 @@ def test_the_readme_names_only_recipes_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"recipes/(\w+\.yaml)", text):
         assert (ROOT / "recipes" / name).is_file(), name
+
+
+def test_every_verb_file_and_reason_of_a_curation_is_described() -> None:
+    page = (ROOT / "docs" / "curate.md").read_text(encoding="utf-8")
+    for verb in ("check", "stats", "clean", "run", "report"):
+        assert f"| `sft data {verb} " in page
+    for name in (
+        "train.jsonl",
+        "holdout.jsonl",
+        "dropped.jsonl",
+        "report.html",
+        "run.json",
+        "recipe.yaml",
+        "clean/",
+        "tokenizer/",
+    ):
+        assert f"`{name}`" in page, name
+    source = (ROOT / "sft" / "curate" / "split.py").read_text(encoding="utf-8")
+    source += (ROOT / "sft" / "curate" / "duplicates.py").read_text(encoding="utf-8")
+    told = {*re.findall(r'"((?:exchange|nothing)_\w+)"', source), *re.findall(r'changed\["(\w+)"\]', source)}
+    told |= {"exact_duplicate", "near_duplicate", "same_id", "first_exchange", "unstable"}
+    reader = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert {"exchange_too_long", "nothing_learnt", "same_id_renamed", "split"} <= told
+    assert [code for code in sorted(told) if f"`{code}`" not in page + reader] == []
+
+
+def test_the_readme_and_the_page_show_the_same_curation() -> None:
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/curate.md")]
+    shown = [re.search(r"```\n(clean: 72 rows in.*?)```", page, re.S) for page in pages]
+    assert shown[0] is not None
+    assert shown[1] is not None
+    assert shown[0][1] == shown[1][1]

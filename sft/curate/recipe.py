@@ -36,6 +36,8 @@ class IdentitySection(Section):
 
 
 class OutputSection(Section):
+    """What is written, and by how many processes."""
+
     dir: str
     """The run directory."""
     rows_per_part: int = Field(default=2000, ge=1)
