@@ -12,8 +12,8 @@ from sft.errors import RecipeError
 from sft.recipe import Recipe, load_recipe, resolved
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-# A recipe with a strategy is the generator's: tests/selfinstruct/test_recipes.py
-RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if "\nstrategy:" not in path.read_text(encoding="utf-8"))
+# A recipe that does not train is the generator's (tests/selfinstruct/test_recipes.py) or a curation (tests/curate/test_recipes.py).
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if "\ntrain:" in path.read_text(encoding="utf-8"))
 PUBLISHED = [path for path in RECIPES if path.stem not in ("quickstart", "smollm2_lora")]
 
 each = pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])

@@ -95,13 +95,14 @@ def bars(title: str, what: str, values: Sequence[tuple[str, float]], *, note: st
     def paint(axes: Any) -> None:
         axes.barh(range(len(values)), [value for _, value in values], 0.7, color=_BAR[0], linewidth=0)
         axes.set_yticks(range(len(values)), [name for name, _ in values])
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(values), 3) - 0.5, -0.5)  # from the top, and a lone bar is no thicker than others
         axes.set_xlim(0, most * 1.15 or 1)
         for at, (_, value) in enumerate(values):
             axes.text(value + most * 0.01, at, form.format(value), va="center", fontsize=9)
         axes.set_xlabel(what)
 
-    return Chart(title, note, _svg(title, paint, height=max(2.0, 0.75 + 0.27 * len(values)), grid="x"))
+    height = max(2.0, 0.75 + 0.27 * len(values))
+    return Chart(title, note, _svg(title, paint, height=height, grid="x", whole=".0f" in form))
 
 
 def _between(first: int, last: int) -> list[int]:
@@ -120,7 +121,7 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _svg(name: str, paint: Any, height: float = 2.9, grid: Literal["x", "y"] = "y") -> str:
+def _svg(name: str, paint: Any, height: float = 2.9, grid: Literal["x", "y"] = "y", whole: bool = True) -> str:
     """The ``<svg>`` element; equal data give equal text, and its ids are those of no other chart of the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -137,7 +138,6 @@ def _svg(name: str, paint: Any, height: float = 2.9, grid: Literal["x", "y"] = "
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         counted = axes.yaxis if grid == "y" else axes.xaxis
-        whole = counted.get_view_interval()[1] >= 3
         counted.set_major_locator(MaxNLocator(5, integer=whole))
         if whole:
             counted.set_major_formatter(EngFormatter(sep=""))

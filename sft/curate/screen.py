@@ -80,7 +80,8 @@ def stats_lines(path: Path) -> Iterator[str]:
     """
     report = _count(path)
     histograms = report.histograms
-    yield f"{path}: {report.rows_in:,} rows, {report.bytes_in / 1e6:,.1f} MB of text"
+    size = f"{report.bytes_in / 1e6:,.1f} MB" if report.bytes_in >= 1_000_000 else f"{report.bytes_in / 1e3:,.1f} kB"
+    yield f"{path}: {report.rows_in:,} rows, {size} of text"
     yield from _reasons("unreadable", report.counts)
     if "turns" not in histograms:
         return

@@ -48,14 +48,14 @@ def diff(before: str, after: str, *, whole: bool = True) -> tuple[list[Piece], l
         else:
             left.append(("".join(olds[a:b]), True))
             right.append(("".join(news[c:d]), True))
-    ending = [(_GAP, False)] if cut else []
+    ending = [(_GAP, False)] if cut and not (left and left[-1][0].endswith(_GAP)) else []
     return _joined([*left, *ending]), _joined([*right, *ending])
 
 
 def _shortened(text: str, first: bool, last: bool) -> str:
     """What is equal, with its middle left out; only its end where it is the first stretch, only its beginning where it is the last."""
     head, tail = ("" if first else text[:_CONTEXT]), ("" if last else text[-_CONTEXT:])
-    return text if len(text) <= len(head) + len(tail) + len(_GAP) else head + _GAP + tail
+    return text if len(text) <= _CONTEXT or len(text) <= len(head) + len(tail) + len(_GAP) else head + _GAP + tail
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
