@@ -41,6 +41,7 @@ CLOSED = {
     "sft/model/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
+    "sft/curate/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/train.py": ("sft.plan", "sft.cli"),
     "selfinstruct/": ("torch", "transformers", "peft", "trl", "accelerate", "datasets"),
     "selfinstruct/records.py": ("selfinstruct", "sft"),
@@ -76,7 +77,7 @@ DOORS = {
     "openai": ("selfinstruct/teacher/client.py",),
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
-    "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py"),
+    "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/charts.py"),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
 
