@@ -59,6 +59,7 @@ def test_help_names_every_verb() -> None:
     found = {line.strip("│ ").split()[0] for line in shown.splitlines() if line.startswith("│ ") and line.strip("│ ")}
     assert set(VERBS) <= found
     assert len(app.registered_commands) == len(VERBS)
+    assert [group.name for group in app.registered_groups] == ["data"]  # its verbs: tests/curate/test_verbs.py
 
 
 @pytest.mark.parametrize(
