@@ -213,15 +213,41 @@ def make_part(folder: Path, batch: Batch, work: Work) -> PartReport:
 
 # --- many parts ---------------------------------------------------------------------------------------------------------
 
-_worker: dict[str, Any] = {}  # of a worker process: what was set up once for all its parts
+_worker: dict[str, Any] = {}  # of a worker process: the work that it set up last, and for what
 
 
-def _set_up(make_work: Callable[[Any], Work], settings: Any, folder: Path) -> None:
-    _worker.update(work=make_work(settings), folder=folder)
+def _one(make_work: Callable[[Any], Work], settings: str, folder: Path, batch: Batch) -> PartReport:
+    """In a worker: set the work up on the first part of a stage, then make the part."""
+    if _worker.get("of") != (make_work, settings):
+        _worker.update(of=(make_work, settings), work=make_work(json.loads(settings)))
+    return make_part(folder, batch, _worker["work"])
 
 
-def _one(batch: Batch) -> PartReport:
-    return make_part(_worker["folder"], batch, _worker["work"])
+class Workers:
+    """Processes that make parts of one stage after the other; 1 works in this process.
+
+    Spawned, not forked: this process may hold threads (progress bar, tokenizers), which a fork would copy half-way. They start with the
+    first part that has to be made.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ProcessPoolExecutor(count, get_context("spawn")) if count > 1 else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def make(
+        self, make_work: Callable[[Any], Work], settings: str, folder: Path, batch: Batch
+    ) -> Future[PartReport] | PartReport:
+        """A part, or the promise of one."""
+        if self._pool is None:
+            return _one(make_work, settings, folder, batch)
+        return self._pool.submit(_one, make_work, settings, folder, batch)
 
 
 def run_parts(
@@ -230,7 +256,7 @@ def run_parts(
     make_work: Callable[[Any], Work],
     settings: Any,
     *,
-    workers: int,
+    workers: Workers,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> tuple[list[PartReport], int]:
     """Make every part that is not there yet.
@@ -239,8 +265,8 @@ def run_parts(
         folder: of the stage; made if absent. Parts beyond the last batch are removed.
         batches: in order; read as workers become free.
         make_work: a function of a module, called once in each worker with ``settings``.
-        settings: plain data.
-        workers: processes; 1 works in this one.
+        settings: plain data; read when the first part is made, so that it may be filled while the batches are prepared.
+        workers: who works.
         progress: told the rows of each part that is done.
 
     Returns:
@@ -248,31 +274,21 @@ def run_parts(
     """
     folder.mkdir(parents=True, exist_ok=True)
     reports: list[PartReport] = []
+    waiting: deque[Future[PartReport] | PartReport] = deque()
     reused = 0
 
-    def done(report: PartReport) -> None:
-        reports.append(report)
-        progress(report.rows_in)
+    def done() -> None:
+        reports.append(_result(waiting.popleft()))
+        progress(reports[-1].rows_in)
 
-    if workers == 1:
-        work: Work | None = None
-        for batch in batches:
-            old = finished(folder, batch)
-            reused += old is not None
-            work = work or (make_work(settings) if old is None else None)
-            done(old or make_part(folder, batch, work))  # type: ignore[arg-type]  # there is work wherever there is no report
-    else:
-        # Spawned, not forked: this process may hold threads (progress bar, tokenizers), which a fork would copy half-way.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _set_up, (make_work, settings, folder)) as pool:
-            waiting: deque[Future[PartReport] | PartReport] = deque()
-            for batch in batches:
-                old = finished(folder, batch)
-                reused += old is not None
-                waiting.append(old or pool.submit(_one, batch))
-                while len(waiting) >= _AHEAD * workers:
-                    done(_result(waiting.popleft()))
-            while waiting:
-                done(_result(waiting.popleft()))
+    for batch in batches:
+        old = finished(folder, batch)
+        reused += old is not None
+        waiting.append(old or workers.make(make_work, json.dumps(settings), folder, batch))
+        while len(waiting) >= (_AHEAD * workers.count if workers.count > 1 else 1):
+            done()
+    while waiting:
+        done()
     _remove_surplus(folder, len(reports))
     return reports, reused
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from sft.curate import clean, clusters, duplicates, split
 from sft.curate.mixing import write_mix
-from sft.curate.parts import Batch, PartReport, Work, digest, part_path, run_parts, total
+from sft.curate.parts import Batch, PartReport, Work, Workers, digest, part_path, run_parts, total
 from sft.curate.recipe import CurateRecipe
 from sft.curate.scratch import with_tokenizer
 from sft.data.jsonl import RawRow, write_jsonl_atomic
@@ -94,9 +94,13 @@ def curate(recipe: CurateRecipe, *, until: Stage = "mix", progress: bool = True)
     Raises:
         DataError: sources that cannot be read, no rows left, or a refusal of a stage.
     """
+    with Workers(recipe.output.workers or os.cpu_count() or 1) as workers:
+        return _curate(recipe, until, workers, progress)
+
+
+def _curate(recipe: CurateRecipe, until: Stage, workers: Workers, progress: bool) -> Curation:
     folder = Path(recipe.output.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    workers = recipe.output.workers or os.cpu_count() or 1
     done = Curation(folder)
     code = code_fingerprint()
     (folder / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
