@@ -257,6 +257,9 @@ def eval_(
     Console().print(table)
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> None:
     """Entry point: logs on rank 0, faults as one message and an exit status, bugs with their traceback."""
     rank0 = os.environ.get("RANK", "0") == "0"
@@ -270,9 +273,10 @@ def main() -> None:
     except VicugnaError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is complete stands: go on with the same command, a training with --resume\n")
-        sys.exit(130)
+    except SystemExit as stopped:
+        if stopped.code == _INTERRUPTED:
+            sys.stderr.write("interrupted; what is complete stands: go on with the same command, a training with --resume\n")
+        raise
 
 
 if __name__ == "__main__":

@@ -189,6 +189,19 @@ def test_check_knows_the_templates_and_says_which_files_are_missing(
     assert _fails(["train", recipe, "--set", sources], monkeypatch, capsys) == f"{missing}\n"
 
 
+def test_an_interrupted_verb_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: Path) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sft.curate.screen.stats_lines", interrupted)
+    monkeypatch.setattr(sys, "argv", ["sft", "data", "stats", "rows.jsonl"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    assert said == "interrupted; what is complete stands: go on with the same command, a training with --resume\n"
+
+
 def test_resume_and_overwrite_contradict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     said = _fails(["train", "recipes/quickstart.yaml", "--resume", "--overwrite"], monkeypatch, capsys)
     assert said == "--resume and --overwrite contradict each other; give one\n"
