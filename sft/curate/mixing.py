@@ -12,7 +12,7 @@ import numpy as np
 
 from sft.curate.chat import read_chat
 from sft.curate.mix import MixedRows, MixSource, content_mark, plan_mix
-from sft.curate.recipe import CurateRecipe
+from sft.curate.recipe import IDENTITY, CurateRecipe
 from sft.errors import DataError
 
 
@@ -68,6 +68,9 @@ def write_mix(recipe: CurateRecipe, folder: Path, parts: Sequence[tuple[Path, st
     """
     labels = [source.label for source in recipe.sources]
     weights = [source.weight for source in recipe.sources]
+    if recipe.identity is not None:
+        labels.append(IDENTITY)
+        weights.append(recipe.identity.weight)
     paths = [[path for path, label in parts if label == wanted] for wanted in labels]
     lines = [_Lines(own) for own in paths]
     try:

@@ -8,6 +8,7 @@
     RUN/dedup/           without duplicates                 one part for each part of clean/
     RUN/split/           cut to the length of training      one part for each part of dedup/
     RUN/tokenizer/       trained on those rows, if the model to be tuned is made from scratch
+    RUN/identity.jsonl   rows about the model's own name, if the recipe asks for them
     RUN/train.jsonl      mixed; RUN/holdout.jsonl if rows are held out
     RUN/dropped.jsonl    every row and exchange that was left out: {stage, place, reason, detail}
     RUN/run.json         counts of all stages; fingerprints of input, rules and code
@@ -34,9 +35,10 @@ import yaml
 from tqdm import tqdm
 
 from sft.curate import clean, clusters, duplicates, split
+from sft.curate.identity import identity_chats
 from sft.curate.mixing import write_mix
 from sft.curate.parts import Batch, PartReport, Work, Workers, digest, part_path, run_parts, total
-from sft.curate.recipe import CurateRecipe
+from sft.curate.recipe import IDENTITY, CurateRecipe
 from sft.curate.scratch import with_tokenizer
 from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.data.sources import fingerprint, raw_rows, with_format
@@ -134,9 +136,20 @@ def _curate(recipe: CurateRecipe, until: Stage, workers: Workers, progress: bool
         settings = {"section": wanted.model_dump(mode="json"), "fingerprints": done.fingerprints}
         last, reports = "split", stage("split", following, split.make_split, settings)
     if until == "mix":
-        done.mixed = write_mix(recipe, folder, [(part_path(folder / last, r.index), r.source) for r in reports])
+        written = [(part_path(folder / last, r.index), r.source) for r in reports]
+        done.mixed = write_mix(recipe, folder, [*written, *_identity(recipe, folder)])
     _record(recipe, done, code)
     return done
+
+
+def _identity(recipe: CurateRecipe, folder: Path) -> list[tuple[Path, str]]:
+    """The file of the rows about the model's own name. They join behind ``dedup``, which would take their templates for duplicates."""
+    path, who = folder / "identity.jsonl", recipe.identity
+    if who is None:
+        path.unlink(missing_ok=True)
+        return []
+    write_jsonl_atomic(path, (chat.to_row() for chat in identity_chats(who.name, who.organisation, who.languages)))
+    return [(path, IDENTITY)]
 
 
 def as_yaml(recipe: CurateRecipe) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -23,6 +23,9 @@ from sft.curate.rules import RuleSection
 from sft.curate.split import SplitSection
 from sft.recipe import Source
 
+IDENTITY = "identity"
+"""Label of the rows of :class:`IdentitySection`."""
+
 
 class IdentitySection(Section):
     """Questions about who answers, with answers of ours, so that the model does not take its teacher's name."""
@@ -31,8 +34,17 @@ class IdentitySection(Section):
     """What the model is called."""
     organisation: str
     """Who made it."""
-    languages: tuple[str, ...] = ("en", "zh")
-    """Of the pairs: en, zh."""
+    languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    """Of the pairs."""
+    weight: float = Field(default=1.0, gt=0.0, le=100.0)
+    """How often each pair goes in, as ``weight`` of a source: 477 conversations at 1 in both languages."""
+
+    @pydantic.model_validator(mode="after")
+    def _says_something(self) -> IdentitySection:
+        for key in ("name", "organisation"):
+            if not getattr(self, key).strip():
+                raise KeyedError(key, "must say something; it stands in every answer")
+        return self
 
 
 class OutputSection(Section):
@@ -65,9 +77,10 @@ class CurateRecipe(Section):
 
     @pydantic.model_validator(mode="after")
     def _labels_differ(self) -> CurateRecipe:
-        labels = [source.label for source in self.sources]
+        labels = [*(source.label for source in self.sources), *([IDENTITY] if self.identity else [])]
         if twice := next((label for label in labels if labels.count(label) > 1), None):
-            raise KeyedError("sources", f"two sources are called {twice!r}; give one of them another name")
+            also = " (the label of the rows of 'identity')" if twice == IDENTITY and self.identity else ""
+            raise KeyedError("sources", f"two sources are called {twice!r}{also}; give one of them another name")
         return self
 
 

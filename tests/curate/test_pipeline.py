@@ -179,6 +179,26 @@ def test_what_came_out_comes_out_again(base: Path, straight: Path, tmp_path: Pat
     }  # a note, no change
 
 
+def test_rows_about_the_models_own_name_join_behind_dedup(base: Path, straight: Path, tmp_path: Path) -> None:
+    who = {"name": "Ada", "organisation": "the Language Lab", "languages": ["en"], "weight": 2.0}
+    done = go(base, tmp_path, identity=who)
+    counts = done.mixed["identity"]
+    pairs = (tmp_path / "identity.jsonl").read_text().splitlines()
+    assert counts["rows"] == len(pairs) > 200
+    assert counts["written"] == 2 * (counts["rows"] - counts["held_out"])
+    assert {name: done.mixed[name]["rows"] for name in "ab"} == {
+        name: json.loads((straight / "run.json").read_text())["mixed"][name]["rows"] for name in "ab"
+    }
+    go(base, tmp_path)
+    assert result(tmp_path) == result(straight)
+    with pytest.raises(
+        ValueError, match="two sources are called 'identity' \\(the label of the rows of 'identity'\\); give one"
+    ):
+        recipe(base, tmp_path, identity=who, sources=[{"path": str(base / "a.jsonl"), "name": "identity"}])
+    with pytest.raises(ValueError, match="must say something; it stands in every answer"):
+        recipe(base, tmp_path, identity={**who, "name": " "})
+
+
 def test_nothing_left_is_an_error(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no rows are left; .*dropped\.jsonl says why each was left out"):
         go(base, tmp_path, rules=[{"kind": "min_length", "characters": 100_000}])

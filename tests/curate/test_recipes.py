@@ -78,7 +78,7 @@ def test_every_rule_of_the_published_chain_states_its_values() -> None:
         "broken_list",
     ]
     assert [rule.kind for rule in recipe.rules] == kinds
-    for name in ("html", "vendor_names", "notice", "language", "broken_list", "dedup", "split", "holdout"):
+    for name in ("html", "vendor_names", "notice", "language", "broken_list", "dedup", "split", "identity", "holdout"):
         assert f"#   - {name}: " in header(path)
 
 
