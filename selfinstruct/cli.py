@@ -180,6 +180,9 @@ def trace(
     print_trace(Console(highlight=False), find(run, id_))
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> None:
     """Entry point: faults as one message and an exit status, bugs with their traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # libraries log every request otherwise
@@ -190,9 +193,10 @@ def main() -> None:
     except VicugnaError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was paid for is in the ledger, and the same command goes on\n")
-        sys.exit(130)
+    except SystemExit as stopped:
+        if stopped.code == _INTERRUPTED:
+            sys.stderr.write("interrupted; what was paid for is in the ledger, and the same command goes on\n")
+        raise
 
 
 if __name__ == "__main__":

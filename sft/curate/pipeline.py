@@ -46,7 +46,7 @@ from sft.files import write_json
 
 Stage = Literal["clean", "dedup", "split", "mix"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
-_LIBRARIES = ("numpy", "tokenizers", "transformers")
+_LIBRARIES = ("numpy", "py3langid", "tokenizers", "transformers")
 
 
 @dataclass(slots=True)
@@ -75,11 +75,13 @@ class Curation:
 
 
 def code_fingerprint() -> str:
-    """sha256 over this package's own files and the versions of the libraries that its results depend on."""
-    folder = Path(__file__).parent
+    """sha256 over the files that the results depend on, and the versions of the libraries."""
+    root = Path(__file__).parents[1]
     out = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        out.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    folders = (root / "curate", root / "text", root / "data")
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    for path in sorted(files):
+        out.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     for library in _LIBRARIES:
         out.update(f"{library} {metadata.version(library)}\n".encode())
     return out.hexdigest()

@@ -280,3 +280,15 @@ def test_export_writes_each_format(finished: Path, tmp_path: Path, form: str) ->
     done = call("export", finished, tmp_path / "out", "--format", form)
     assert "500 rows; card: " in done.output
     assert isinstance(call("export", finished, tmp_path / "x", "--format", "csv").exception, InputError)
+
+
+def test_an_interrupted_verb_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfinstruct.recipe.load_recipe", interrupted)
+    monkeypatch.setattr(sys, "argv", ["selfinstruct", "check", "recipe.yaml"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted; what was paid for is in the ledger, and the same command goes on\n"
