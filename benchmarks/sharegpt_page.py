@@ -54,6 +54,7 @@ _THUMBS = (
 _SPACE_AT_TAGS = re.compile(
     r"\s*(</?(?:p|li|ul|ol|div|pre|h\d|blockquote|table|thead|tbody|tr|td|th|hr|br)\b[^>]*>)\s*", re.IGNORECASE
 )
+_LINES_AT_TAGS = re.compile(r"\n*(</?(?:p|li|ul|ol|div|h\d|blockquote|table|thead|tbody|tr|td|th|hr)\b[^>]*>)\n*")
 
 
 def coloured(code: str) -> str:
@@ -157,6 +158,17 @@ def shared(markdown: str, dice: random.Random) -> str:
     if dice.random() < 0.3:
         html += _THUMBS
     return html
+
+
+def compact(html: str) -> str:
+    """A page without the line breaks between its blocks; those in code stay."""
+    parts = re.split(r"(<pre>.*?</pre>)", html, flags=re.DOTALL)
+    return "".join(part if part.startswith("<pre>") else _LINES_AT_TAGS.sub(r"\1", part) for part in parts)
+
+
+def either(rendered: str) -> str:
+    """What :func:`normal` gives, without the difference between loose and tight lists."""
+    return re.sub(r"<li><p>(.*?)</p>", r"<li>\1", rendered)
 
 
 def normal(markdown: str) -> str:
