@@ -63,7 +63,8 @@ SHARED = ("sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
     *("conversation", "chunks", "jsonl", "fields", "formats", "sources"),
-    *("marks", "template", "render", "stand_in", "tokenize", "overflow", "packing", "collate"),
+    *("marks", "frame", "template", "render", "stand_in"),
+    *("vocabulary", "interning_words", "interning_kernels", "interning", "text_encoder", "verify", "tokenize", "overflow", "packing", "collate"),
     *("dataset", "mask_report", "preview"),
 )
 # Library -> the only places that import it.

@@ -178,6 +178,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEnco
         "trained_tokens": int(train.trained.sum()),
         "drops": drops.to_json(),
         "holdout_drops": extra_drops.to_json(),
+        "encoded": encoder.texts.how(),
         "inputs": parts,
     }
     _write_cache(folder, train, holdout, report)

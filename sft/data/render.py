@@ -6,20 +6,27 @@ is rendered in disguise, character by character (:class:`~sft.data.marks.Disguis
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from sft.data.conversation import Conversation, Turn, fold_inputs
+from sft.data.conversation import Conversation, Role, Turn, fold_inputs
+from sft.data.frame import Frame, fillers
 from sft.data.marks import PRIVATE, PRIVATE_FIRST, Disguise, compile_template, take_marks, without_marks
-from sft.data.template import ChatTemplate, Rendered, RenderRefused, SpecialTokens
+from sft.data.template import ChatTemplate, Filled, Rendered, RenderRefused, SpecialTokens
+
+_MOST_FRAMES = 1 << 10
 
 
 @dataclass(slots=True)
 class Renderer:
-    """A template bound to the special tokens of one tokenizer."""
+    """A template bound to the special tokens of one tokenizer.
+
+    What a template of ours writes around messages depends on their roles alone, so it is asked once for each sequence of roles.
+    """
 
     template: ChatTemplate
     tokens: SpecialTokens
@@ -27,6 +34,7 @@ class Renderer:
     _head: tuple[Turn, ...] = field(init=False)
     _named: dict[str, str] = field(init=False)
     _marked: bool = field(init=False)
+    _frames: dict[tuple[str, ...], Frame | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._marked = self.template.marked
@@ -45,7 +53,40 @@ class Renderer:
         Raises:
             RenderRefused: the template cannot write it, or its spans cannot be trusted.
         """
-        turns = self._with_system(self.turns_of(conversation))
+        made = self.prepare(conversation)
+        return made.rendered() if isinstance(made, Filled) else made
+
+    def prepare(self, conversation: Conversation) -> Filled | Rendered:
+        """As :meth:`render`; in a frame if the template is ours, which spares writing the text.
+
+        Raises:
+            RenderRefused: as :meth:`render`.
+        """
+        messages = [turn.content for turn in conversation.turns]
+        # Around an empty message two texts of the template meet, and may spell a special token together.
+        frame = (
+            self._frame(tuple([turn.role for turn in conversation.turns])) if self.template.proven and all(messages) else None
+        )
+        if frame is None:
+            return self._render(self._with_system(self.turns_of(conversation)))
+        for message in messages:
+            _refuse_private(message)
+        return Filled(frame, messages)
+
+    def _frame(self, roles: tuple[Role, ...]) -> Frame | None:
+        """What the template writes around messages of these roles; None if it refuses them, or does not write them all in order."""
+        if roles not in self._frames:
+            if len(self._frames) >= _MOST_FRAMES:
+                self._frames.clear()
+            self._frames[roles] = None
+            with contextlib.suppress(RenderRefused):
+                gaps = fillers(len(roles))
+                turns = tuple(map(Turn, roles, gaps))
+                made = self._render(self._with_system(self._known_turns(Conversation("frame", turns, ""))))
+                self._frames[roles] = Frame.cut(made.text, gaps, made.spans, made.specials)
+        return self._frames[roles]
+
+    def _render(self, turns: tuple[Turn, ...]) -> Rendered:
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
         if len(answers) > 1 and not self.template.multi_turn:
             detail = (
@@ -74,6 +115,9 @@ class Renderer:
         Raises:
             RenderRefused: a turn that the template cannot write.
         """
+        return self._known_turns(conversation, _refuse_private)
+
+    def _known_turns(self, conversation: Conversation, check: Callable[[str], object] = len) -> tuple[Turn, ...]:
         if "input" not in self.template.roles:
             conversation = fold_inputs(conversation)
         for i, turn in enumerate(conversation.turns):
@@ -83,8 +127,7 @@ class Renderer:
                 raise RenderRefused(
                     "template_refused", "a system turn that is not the first would be lost; move it to the front"
                 )
-            if not turn.content.isascii() and PRIVATE.search(turn.content):
-                raise RenderRefused("private_use_character", "the text contains plane 16 private-use characters; remove them")
+            check(turn.content)
         return conversation.turns
 
     def places(self, conversation: Conversation, indices: Sequence[int]) -> list[tuple[int, int]]:
@@ -190,6 +233,11 @@ class Renderer:
             if start >= after and end <= limit and not rendered.text[after:start].strip():
                 return end
         raise RenderRefused("stop_not_rendered", "no stop token follows the answer, so the model could never learn to stop")
+
+
+def _refuse_private(message: str) -> None:
+    if not message.isascii() and PRIVATE.search(message):
+        raise RenderRefused("private_use_character", "the text contains plane 16 private-use characters; remove them")
 
 
 def _same(served: str, trained: str, what: str) -> None:

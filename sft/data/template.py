@@ -16,13 +16,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import jinja2
 
 from sft.data.conversation import ROLES, Role
+from sft.data.frame import Frame
 from sft.data.marks import PRIVATE, compile_template
 from sft.errors import TemplateError
 
@@ -45,6 +47,22 @@ class Rendered:
     text: str
     spans: tuple[tuple[int, int], ...]
     specials: tuple[tuple[int, int], ...]
+
+
+class Filled(NamedTuple):
+    """A conversation in a frame: what :class:`Rendered` is, as long as nobody needs its text.
+
+    Attributes:
+        frame: of its roles.
+        messages: what goes into the gaps.
+    """
+
+    frame: Frame
+    messages: Sequence[str]
+
+    def rendered(self) -> Rendered:
+        """The text with its trained spans."""
+        return Rendered(*self.frame.fill(self.messages))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@
 Every row is verified before it may be trained on: the ids of the inference prompt are a prefix of the row's ids, and the decoded
 trained spans are the answers with their stop token. What fails becomes a :class:`~sft.data.conversation.Drop` with a reason.
 
+Long data is encoded word by word (:mod:`sft.data.interning`) where the tokenizer can be followed exactly: same ids, sooner.
+
 Special tokens written by the template are encoded through private stand-ins (:mod:`sft.data.stand_in`), so their usual spelling in
 a message is plain text, while ids stay those of the tokenizer on the whole rendered text.
 """
@@ -16,24 +18,31 @@ a message is plain text, while ids stay those of the tokenizer on the whole rend
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sft.data.conversation import Conversation, Drop, Turn
+from sft.data.frame import Frame, fillers
 from sft.data.render import Renderer
 from sft.data.stand_in import special_tokens, stand_in_tokenizer, writes_bos
-from sft.data.template import ChatTemplate, Rendered, RenderRefused, SpecialTokens, with_bos_policy
+from sft.data.template import ChatTemplate, Filled, Rendered, RenderRefused, SpecialTokens, with_bos_policy
+from sft.data.text_encoder import Encoded, TextEncoder
+from sft.data.verify import Verifier, token_bounds
 from sft.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+_MOST_FRAMES = 1 << 10
+_PART = 128  # rows that are encoded together
 
 Policy = str  # "assistant", "last" or "all": see recipe.TemplateSection.train_on
 
@@ -63,13 +72,18 @@ class Traced:
 
     Attributes:
         row: the row.
-        rendered: its text.
+        made: its text, or what that is written from.
         encoding: of the text with stand-ins (:meth:`RowEncoder.encode_text`), for its offsets.
     """
 
     row: Tokenized
-    rendered: Rendered
-    encoding: Encoding
+    made: Filled | Rendered
+    encoding: Encoded
+
+    @property
+    def rendered(self) -> Rendered:
+        """The text of the row."""
+        return self.made.rendered() if isinstance(self.made, Filled) else self.made
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -84,15 +98,30 @@ def learnt_answers(conversation: Conversation, train_on: Policy) -> list[bool]:
 
 
 class _Kept(NamedTuple):
-    """A row on its way to ids: ``text`` has stand-ins at ``marks``, as ``spans`` and ``muted`` (what ``all`` leaves out) have."""
+    """A row on its way to ids.
+
+    Attributes:
+        number: of the row in its batch.
+        made: its text, or what that is written from.
+        text: with stand-ins, as all positions below are.
+        spans: of all answers.
+        chosen: numbers of those that are learnt.
+        begins: for each of them, where its prompt is compared from, and the characters left out there.
+        muted: what ``all`` leaves out.
+    """
 
     number: int
-    rendered: Rendered
+    made: Filled | Rendered
     text: str
     spans: tuple[tuple[int, int], ...]
-    marks: tuple[int, ...]
-    chosen: list[int]
+    chosen: Sequence[int]
+    begins: Sequence[tuple[int, int]]
     muted: tuple[tuple[int, int], ...]
+
+    @property
+    def edges(self) -> list[int]:
+        """Positions where tokens must begin: of the spans, start and end by turns, then where prompts are compared from."""
+        return [*chain.from_iterable(self.spans), *[begin for begin, _ in self.begins]]
 
 
 class RowEncoder:
@@ -102,12 +131,19 @@ class RowEncoder:
         tokenizer: with a Rust backend.
         template: what writes the text.
         train_on: ``assistant``, ``last`` or ``all``.
+        interned_from: characters to encode before words are interned, None for the usual number; ids do not depend on it.
 
     Raises:
         TokenizerError: no EOS token, missing tokens of the template, a policy that it cannot serve, or no usable backend.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, train_on: Policy = "assistant") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        train_on: Policy = "assistant",
+        interned_from: int | None = None,
+    ) -> None:
         template = with_bos_policy(template, writes_bos(tokenizer))
         tokens = special_tokens(tokenizer, template)
         if not (template.stop or tokens.eos):
@@ -129,6 +165,9 @@ class RowEncoder:
         self.renderer = Renderer(template, tokens)
         self.train_on = train_on
         self._backend, self._names = stand_in_tokenizer(tokenizer, tokens.control)
+        self.texts = TextEncoder(self._backend, self._names, interned_from)
+        self._verifier = Verifier(self._backend, self.texts)
+        self._plans: dict[Frame, tuple[Frame, list[int]]] = {}
 
     @property
     def backend(self) -> Tokenizer:
@@ -140,7 +179,7 @@ class RowEncoder:
         """Special token -> the private character that stands for it in the backend."""
         return self._names
 
-    def encode_text(self, rendered: Rendered) -> tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]]:
+    def encode_text(self, rendered: Rendered) -> tuple[str, tuple[tuple[int, int], ...], list[int]]:
         """The text with stand-ins, its spans in the new positions, and the positions of the stand-ins."""
         text, out = rendered.text, []
         marks: list[int] = []
@@ -152,7 +191,7 @@ class RowEncoder:
             ends.append(end)
         out.append(text[ends[-1] :])
         spans = tuple((_moved(a, ends, shifts), _moved(b, ends, shifts)) for a, b in rendered.spans)
-        return "".join(out), spans, tuple(marks)
+        return "".join(out), spans, marks
 
     def ids_of(self, rendered: Rendered) -> list[int]:
         """Token ids of one rendered text (prompts, served requests)."""
@@ -182,8 +221,7 @@ class RowEncoder:
 
     def lengths(self, texts: Sequence[Rendered]) -> list[int]:
         """Tokens of some rendered texts."""
-        batch = self._backend.encode_batch_fast([self.encode_text(text)[0] for text in texts], add_special_tokens=False)
-        return [len(encoding) for encoding in batch]
+        return [len(encoding) for encoding in self.texts.encode([self.encode_text(text)[0] for text in texts])]
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokenized | Drop]:
         """Encode and verify a batch, in order; a row that fails any check comes back as a drop."""
@@ -192,20 +230,65 @@ class RowEncoder:
     def trace(self, conversations: Sequence[Conversation]) -> list[Traced | Drop]:
         """As :meth:`encode`, with the text and the encoding of each row (some hundred bytes per token: keep them for a batch)."""
         out: list[Traced | Drop | None] = [None] * len(conversations)
+        if len(conversations) <= _PART or self.texts.words is not None:
+            kept = self._prepare_all(conversations, 0, out)
+            self._verify(conversations, kept, self._encodings(kept), out)
+            return [row for row in out if row is not None]
+        # While the tokenizer encodes one part in the other thread, outside the interpreter's lock, the next ones are written.
+        with ThreadPoolExecutor(1) as pool:
+            parts = []
+            for begin in range(0, len(conversations), _PART):
+                kept = self._prepare_all(conversations[begin : begin + _PART], begin, out)
+                parts.append((kept, pool.submit(self._encodings, kept)))
+            for kept, encodings in parts:
+                self._verify(conversations, kept, encodings.result(), out)
+        return [row for row in out if row is not None]
+
+    def _encodings(self, kept: Sequence[_Kept]) -> Sequence[Encoded]:
+        return self.texts.encode([row.text for row in kept], [row.edges for row in kept])
+
+    def _prepare_all(self, conversations: Sequence[Conversation], begin: int, out: list[Traced | Drop | None]) -> list[_Kept]:
+        """Everything about some rows but their ids; those that are refused become drops in ``out``, from ``begin`` on."""
         kept: list[_Kept] = []
-        for i, conversation in enumerate(conversations):
+        for i, conversation in enumerate(conversations, begin):
             try:
-                rendered = self.renderer.render(conversation)
-                chosen, muted = self._chosen(conversation, rendered)
+                kept.append(self._prepare(i, conversation))
             except RenderRefused as refusal:
                 out[i] = Drop(conversation.id, refusal.reason, refusal.detail)
-                continue
-            answers = len(rendered.spans)
-            text, spans, marks = self.encode_text(Rendered(rendered.text, rendered.spans + muted, rendered.specials))
-            kept.append(_Kept(i, rendered, text, spans[:answers], marks, chosen, spans[answers:]))
-        encodings = self._backend.encode_batch([row.text for row in kept], add_special_tokens=False)
-        self._verify(conversations, kept, encodings, out)
-        return [row for row in out if row is not None]
+        return kept
+
+    def _prepare(self, number: int, conversation: Conversation) -> _Kept:
+        """Everything about a row but its ids.
+
+        Raises:
+            RenderRefused: it cannot be written, or learns nothing.
+        """
+        made = self.renderer.prepare(conversation)
+        muted: tuple[tuple[int, int], ...] = ()
+        chosen: Sequence[int]
+        if isinstance(made, Filled) and not [turn for turn in conversation.turns if turn.train is not None]:
+            frame, chosen = self._plans.get(made.frame) or self._plan(made, conversation)
+            text, spans, specials = frame.fill(made.messages)
+            marks = [mark for mark, _ in specials]
+        else:
+            rendered = made.rendered() if isinstance(made, Filled) else made
+            chosen, muted = self._chosen(conversation, rendered)
+            every = Rendered(rendered.text, rendered.spans + muted, rendered.specials)
+            text, spans, marks = self.encode_text(every)
+            spans, muted = spans[: len(rendered.spans)], spans[len(rendered.spans) :]
+        begins = [self._verifier.restart(text, marks, spans[k][0]) for k in chosen]
+        return _Kept(number, made, text, spans, chosen, begins, muted)
+
+    def _plan(self, made: Filled, conversation: Conversation) -> tuple[Frame, list[int]]:
+        """The frame with stand-ins written, which are its special tokens then, and the answers that are learnt."""
+        chosen, _ = self._chosen(conversation, made.rendered())
+        if len(self._plans) >= _MOST_FRAMES:
+            self._plans.clear()
+        gaps = fillers(len(made.messages))
+        text, spans, marks = self.encode_text(Rendered(*made.frame.fill(gaps)))
+        frame = Frame.cut(text, gaps, spans, [(mark, mark) for mark in marks])
+        assert frame is not None
+        return self._plans.setdefault(made.frame, (frame, chosen))
 
     def _chosen(self, conversation: Conversation, rendered: Rendered) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """The answers that are learnt, and the characters that ``train_on: all`` leaves out because their turn says so."""
@@ -240,105 +323,66 @@ class RowEncoder:
         self,
         conversations: Sequence[Conversation],
         kept: list[_Kept],
-        encodings: list[Encoding],
+        encodings: Sequence[Encoded],
         out: list[Traced | Drop | None],
     ) -> None:
-        """Fill ``out`` with rows that passed: boundaries, prompt prefixes and decoded spans, each checked in one batch."""
-        tails: list[str] = []
-        tail_checks: list[tuple[int, list[int]]] = []
-        spans_ids: list[list[int]] = []
-        span_checks: list[tuple[int, str]] = []
+        """Fill ``out`` with rows that passed: boundaries, prompt prefixes and decoded spans."""
         for row, encoding in zip(kept, encodings, strict=True):
             i, text, conversation = row.number, row.text, conversations[row.number]
             try:
-                bounds = [_token_bounds(encoding, text, start, end) for start, end in row.spans]
+                bounds, begins = _bounds(row, encoding)
             except RenderRefused as refusal:
                 out[i] = Drop(conversation.id, refusal.reason, refusal.detail)
                 continue
             ids = encoding.ids
             mask = self._mask(row, encoding, bounds)
-            if not mask.any():
+            if mask is None:
                 out[i] = Drop(
                     conversation.id, "nothing_trained", "all that is learnt is the first token, which nothing predicts"
                 )
                 continue
-            for k in row.chosen:
+            for k, (begin, skipped), token in zip(row.chosen, row.begins, begins, strict=True):
                 (start, end), (first, stop) = row.spans[k], bounds[k]
-                # What stands before a special token cannot change the ids behind it: the prompt is compared from the last one on.
-                begin = max((m for m in row.marks if m < start), default=0)
-                tails.append(text[begin:start])
-                tail_checks.append((i, ids[encoding.char_to_token(begin) or 0 : first]))
-                spans_ids.append(ids[first:stop])
-                span_checks.append((i, text[start:end]))
+                if isinstance(ids, list):
+                    self._verifier.add(i, text[begin + skipped : start], ids[token:first], text[start:end], ids[first:stop])
+                else:  # interned words are made of the pieces that spell them
+                    self._verifier.add(i, text[begin + skipped : start], ids[token:first].tolist(), "", None)
             made = Tokenized(conversation.id, conversation.source, np.asarray(ids, dtype=np.int32), mask, tuple(bounds))
-            out[i] = Traced(made, row.rendered, encoding)
-        for (i, expected), tail in zip(
-            tail_checks, self._backend.encode_batch_fast(tails, add_special_tokens=False), strict=True
-        ):
-            if tail.ids != expected and isinstance(out[i], Traced):
-                out[i] = Drop(
-                    conversations[i].id,
-                    "prompt_not_prefix",
-                    "the end of the prompt has other ids where an answer follows" + _CURE,
-                )
-        decoded = self._backend.decode_batch(spans_ids, skip_special_tokens=False)
-        for (i, expected_text), said in zip(span_checks, decoded, strict=True):
-            if isinstance(out[i], Traced) and not _same_text(said, expected_text):
-                detail = f"the trained ids decode to {said[:60]!r}, not to the answer"
-                out[i] = Drop(conversations[i].id, "decode_mismatch", detail)
+            out[i] = Traced(made, row.made, encoding)
+        for i, (reason, detail) in self._verifier.failures().items():
+            out[i] = Drop(conversations[i].id, reason, detail)
 
-    def _mask(self, row: _Kept, encoding: Encoding, bounds: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-        """What is learnt, by policy."""
-        mask = np.full(len(encoding), self.train_on == "all")
+    def _mask(self, row: _Kept, encoding: Encoded, bounds: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_] | None:
+        """What is learnt, by policy; None if nothing is."""
+        everything = self.train_on == "all"
+        mask = np.ones(len(encoding), np.bool_) if everything else np.zeros(len(encoding), np.bool_)
         if row.muted:  # also the tokens that hold only a part of such a turn
             starts, ends = np.asarray(encoding.offsets).T
             for start, end in row.muted:
                 mask[(starts < end) & (ends > start)] = False
         for k in row.chosen:
-            mask[slice(*bounds[k])] = True
+            first, stop = bounds[k]
+            mask[first:stop] = True
         mask[:1] = False
-        return mask
+        learns = mask.any() if everything else any(bounds[k][1] > 1 for k in row.chosen)
+        return mask if learns else None
 
 
-_CURE = (
-    "; the ids of the inference prompt are not the first ids of this row, so training on it would teach what inference never "
-    "meets. Choose a template whose prompt ends where this tokenizer always cuts, such as behind a special token or in the newline "
-    "of chatml, or the tokenizer that the template was made for"
-)
+def _bounds(row: _Kept, encoding: Encoded) -> tuple[Sequence[tuple[int, int]], Sequence[int]]:
+    """Tokens of each answer, and the tokens that prompts are compared from.
+
+    Raises:
+        RenderRefused: an answer that begins or ends inside a token.
+    """
+    at: Sequence[int] = getattr(encoding, "at", ())
+    if at and -1 not in at:
+        spans = 2 * len(row.spans)
+        bounds = list(zip(at[:spans:2], at[1:spans:2], strict=True))
+        if all(first < stop for first, stop in bounds):
+            return bounds, at[spans:]
+    bounds = [token_bounds(encoding, row.text, start, end) for start, end in row.spans]
+    return bounds, [encoding.char_to_token(begin) or 0 for begin, _ in row.begins]
 
 
 def _moved(position: int, ends: list[int], shifts: list[int]) -> int:
     return position - shifts[bisect_right(ends, position) - 1]
-
-
-def _token_bounds(encoding: Encoding, text: str, start: int, end: int) -> tuple[int, int]:
-    """Tokens ``[first, stop)`` that cover exactly the characters ``[start, end)``.
-
-    The end is found from the character behind the span: a last character of several byte tokens keeps all of them.
-    """
-    if start == end:
-        raise RenderRefused("span_mismatch", "an answer rendered to nothing")
-    first = encoding.char_to_token(start)
-    stop = len(encoding) if end >= len(text) else encoding.char_to_token(end)
-    if first is None or stop is None:
-        raise RenderRefused("decode_mismatch", "the tokenizer removes a character at the edge of the answer")
-    span = encoding.token_to_chars(first)
-    if span is not None and span[0] < start:
-        before, inside = text[span[0] : start], text[start : span[1]]
-        detail = f"one token holds {before!r}, the end of the prompt, and {inside!r}, the start of the answer"
-        raise RenderRefused("prompt_not_prefix", detail + _CURE)
-    if end < len(text):
-        after = encoding.token_to_chars(stop)
-        if after is not None and after[0] < end:
-            raise RenderRefused("stop_straddles", "one token holds the end of the answer and the text behind it")
-    return first, stop
-
-
-def _same_text(decoded: str, expected: str) -> bool:
-    """Equal up to what tokenizers do on purpose: one leading space (SentencePiece) and Unicode normalisation."""
-    if decoded == expected or " " + decoded == expected:
-        return True
-    forms: tuple[Literal["NFC", "NFKC"], ...] = ("NFC", "NFKC")
-    return any(
-        unicodedata.normalize(form, decoded).lstrip(" ") == unicodedata.normalize(form, expected).lstrip(" ") for form in forms
-    )

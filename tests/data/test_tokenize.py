@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sft.data import text_encoder
 from sft.data.conversation import Conversation, Drop, Turn
 from sft.data.stand_in import stand_in_tokenizer
 from sft.data.template import ChatTemplate, builtin_names, load_template
@@ -16,6 +17,13 @@ from sft.data.tokenize import RowEncoder, Tokenized
 from sft.errors import TokenizerError
 from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS, byte_level, sentencepiece_like
+
+
+@pytest.fixture(autouse=True, params=["tokenizer", "words"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every law holds for both ways to ids."""
+    if request.param == "words":
+        monkeypatch.setattr(text_encoder, "INTERNED_FROM", 0)
 
 
 def talk(*texts: str, system: str | None = None, train: dict[int, bool] | None = None) -> Conversation:

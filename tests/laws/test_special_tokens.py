@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sft.data.conversation import Conversation, Drop, Turn
 from sft.data.template import builtin_names, load_template
-from sft.data.tokenize import RowEncoder
+from sft.data.tokenize import RowEncoder, Tokenized
 from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS
 
@@ -51,16 +51,17 @@ TRICKS = [
 
 
 @lru_cache
-def made(kind: str, name: str, extra: bool) -> tuple[RowEncoder, frozenset[int], tuple[str, ...]]:
-    """An encoder, its special ids, and their texts."""
+def made(kind: str, name: str, extra: bool) -> tuple[RowEncoder, RowEncoder, frozenset[int], tuple[str, ...]]:
+    """An encoder, another one that interns words, their special ids, and the texts of those."""
     template, tokenizer = load_template(name), copy.deepcopy(TOKENIZERS[kind]())
     repair_tokens(tokenizer, template)
     if extra:
         tokenizer.add_special_tokens({"additional_special_tokens": EXTRA}, replace_extra_special_tokens=False)
-    encoder = RowEncoder(tokenizer, template, "last" if template.only_last else "assistant")
+    train_on = "last" if template.only_last else "assistant"
+    encoder, words = RowEncoder(tokenizer, template, train_on), RowEncoder(tokenizer, template, train_on, interned_from=0)
     names = tuple(encoder.stand_ins)
     assert not extra or set(EXTRA) < set(names)
-    return encoder, frozenset(tokenizer.convert_tokens_to_ids(list(names))), names
+    return encoder, words, frozenset(tokenizer.convert_tokens_to_ids(list(names))), names
 
 
 @lru_cache
@@ -82,7 +83,7 @@ def talk(texts: Sequence[str]) -> Conversation:
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", builtin_names())
 def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str, kind: str, extra: bool) -> None:
-    encoder, special, names = made(kind, name, extra)
+    encoder, words, special, names = made(kind, name, extra)
     turns = 4 if encoder.template.multi_turn else 2
     harmless = encoder.ids_of(encoder.renderer.render(talk("xxxx"[:turns])))
     wanted = [token for token in harmless if token in special]
@@ -95,7 +96,7 @@ def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str
         hostile = talk(texts[:turns])
         rendered = encoder.renderer.render(hostile)
         assert [token for token in encoder.ids_of(rendered) if token in special] == wanted
-        row = encoder.encode([hostile])[0]
+        row, interned = encoder.encode([hostile])[0], words.encode([hostile])[0]
         if isinstance(row, Drop):
             reasons = {"prompt_not_prefix", "stop_straddles", "decode_mismatch"}
             if encoder.template.only_last and not texts[1]:
@@ -103,7 +104,14 @@ def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str
             if name == "plain" and not (texts[0] or texts[1]):
                 reasons.add("nothing_trained")  # the stop alone, as the first token
             assert row.reason in reasons
+            assert interned == row
             return
+        assert isinstance(interned, Tokenized)
+        assert [interned.ids.tolist(), interned.mask.tolist(), interned.turns] == [
+            row.ids.tolist(),
+            row.mask.tolist(),
+            row.turns,
+        ]
         kept += 1
         assert [token for token in row.ids.tolist() if token in special] == wanted
         learnt = list(zip(row.turns, rendered.spans, texts[1:turns:2], strict=True))
