@@ -28,6 +28,7 @@ from sft.data.packing import StepPlan, plan_steps
 from sft.data.tokenize import RowEncoder
 from sft.engine import checkpoints, manifest
 from sft.engine.evaluate import evaluate_rows
+from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
@@ -100,6 +101,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
         RunError: a run that went wrong; the last checkpoint stands.
     """
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
+    refuse_missing_packages(recipe)
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
