@@ -64,7 +64,8 @@ SHARED = ("sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft
 WAY = (
     *("conversation", "chunks", "jsonl", "fields", "formats", "sources"),
     *("marks", "frame", "template", "render", "stand_in"),
-    *("vocabulary", "interning_words", "interning_kernels", "interning", "text_encoder", "verify", "tokenize", "overflow", "packing", "collate"),
+    *("vocabulary", "interning_words", "interning_kernels", "interning", "text_encoder"),
+    *("verify", "tokenize", "overflow", "packing", "collate"),
     *("dataset", "mask_report", "preview"),
 )
 # Library -> the only places that import it.

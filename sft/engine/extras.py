@@ -17,7 +17,9 @@ def refuse_missing_packages(recipe: Recipe) -> None:
     Raises:
         InputError: all that is missing, each with its key and the command that mends it.
     """
-    needed = [("train.optimizer", recipe.train.optimizer, "bitsandbytes", "'vicugna[bnb]'")] if _needs_bnb(recipe) else []
+    needed: list[tuple[str, str, str, str]] = []
+    if recipe.train.optimizer in _BNB_OPTIMIZERS:
+        needed.append(("train.optimizer", recipe.train.optimizer, "bitsandbytes", "'vicugna[bnb]'"))
     needed += [("output.report_to", tracker, tracker, tracker) for tracker in recipe.output.report_to]
     missing = [
         f"{key}: {value} needs {package}: pip install {wanted}"
@@ -26,7 +28,3 @@ def refuse_missing_packages(recipe: Recipe) -> None:
     ]
     if missing:
         raise InputError("\n".join(missing))
-
-
-def _needs_bnb(recipe: Recipe) -> bool:
-    return recipe.train.optimizer in _BNB_OPTIMIZERS
