@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -111,14 +111,15 @@ class Request:
             "model": self.model,
             "kind": self.kind,
             "messages": [[m.role, m.content] for m in self.messages],
-            "sampling": asdict(self.sampling),
+            "sampling": shallow(self.sampling),
             "schema": self.schema,
             "draw": self.draw,
         }
         object.__setattr__(self, "id", digest(asked))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        messages = tuple(shallow(message) for message in self.messages)
+        return {**shallow(self), "messages": messages, "sampling": shallow(self.sampling)}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Request:
@@ -177,7 +178,7 @@ class Completion:
     max_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**shallow(self), "usage": shallow(self.usage)}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Completion:

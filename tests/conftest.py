@@ -1,10 +1,27 @@
-"""Settings of every test: Hypothesis without deadlines (two cores are shared), and the same examples each time under CI."""
+"""Settings of every test: Hypothesis without deadlines (two cores are shared), and the same examples each time under CI.
+
+The garbage collector rests while modules are imported, and leaves what they hold alone afterwards: torch and transformers bring a
+million objects, and a run that frees its model asks for a full collection each time.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Generator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("vicugna", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("vicugna")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

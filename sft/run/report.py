@@ -24,9 +24,9 @@ def _curve(series: Sequence[Series], ylabel: str, *, from_zero: bool = False) ->
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.9))
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.12, 0.163, 0.83, 0.807))  # room below for the step, right and above for half a tick label
     for name, x, y, options in series:
         # a lone point makes no line
         axes.plot(x, y, label=name, **{"linewidth": 1.5, "markersize": 4, "marker": "o" if len(x) == 1 else None, **options})
@@ -40,6 +40,10 @@ def _curve(series: Sequence[Series], ylabel: str, *, from_zero: bool = False) ->
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False)
+    # Only the width of the figures at the left is not known before; a layout engine draws everything once more to find it.
+    place, words = axes.get_position(), axes.yaxis.get_tightbbox()
+    left = (axes.bbox.x0 - words.x0 + 3) / figure.bbox.width
+    axes.set_position((left, place.y0, place.x1 - left, place.height))
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()

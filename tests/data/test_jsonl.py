@@ -73,21 +73,21 @@ def _marks(path: Path, rows: list[RawRow]) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
 @settings(max_examples=60)
 @given(rows=OBJECTS)
 def test_every_layout_reads_back_identical(
-    tmp_path_factory: pytest.TempPathFactory, layout: str, chunk: int, rows: list[dict[str, Any]]
+    tmp_path_factory: pytest.TempPathFactory, layout: str, rows: list[dict[str, Any]]
 ) -> None:
     """Also when every read brings one byte, so that each token is cut everywhere."""
     name, render = LAYOUTS[layout]
     path = _write(tmp_path_factory.mktemp("rows") / name, render(rows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "_CHUNK", chunk)
-        read = list(read_rows(path))
-    assert [row.error for row in read] == [None] * len(rows)
-    assert [row.value for row in read] == rows
-    assert len({row.where for row in read}) == len(rows)
+    for chunk in (1, 7, 1 << 18):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunks, "_CHUNK", chunk)
+            read = list(read_rows(path))
+        assert [row.error for row in read] == [None] * len(rows), f"{chunk} bytes at a time"
+        assert [row.value for row in read] == rows, f"{chunk} bytes at a time"
+        assert len({row.where for row in read}) == len(rows), f"{chunk} bytes at a time"
 
 
 @settings(max_examples=60)

@@ -71,13 +71,22 @@ def test_packed_is_padded(tmp_path: Path) -> None:
         assert max(float((flat[key] - found[key]).abs().max()) for key in flat) < 1e-4
 
 
+RESUMED = BY_TOKENS | {"output__save_every": 1, "data__holdout": 4}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("tokens") / "straight"
+    run(tiny_recipe(folder, **RESUMED))
+    return folder
+
+
 @pytest.mark.parametrize("step", [1, 3])
-def test_resume_is_straight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    straight = tiny_recipe(tmp_path / "straight", **BY_TOKENS, output__save_every=1, data__holdout=4)
-    stopped = tiny_recipe(tmp_path / "stopped", **BY_TOKENS, output__save_every=1, data__holdout=4)
-    run(straight)
+def test_resume_is_straight(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    stopped = tiny_recipe(tmp_path / "stopped", **RESUMED)
     run_until(stopped, step, monkeypatch)
     run(stopped, resume=True)
-    left, right = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    left, right = weights(straight), weights(tmp_path / "stopped")
     assert all(torch.equal(left[key], right[key]) for key in left)
-    assert curve(tmp_path / "straight") == curve(tmp_path / "stopped")
+    assert curve(straight) == curve(tmp_path / "stopped")

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +59,42 @@ def curve(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
+NEVER_STOPPED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "full": (None, {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}),
+    "lora": (LORA, {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}),
+    "plain": (None, {"output__save_every": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a run that was never stopped; each is made once."""
+    root = tmp_path_factory.mktemp("straight")
+
+    @cache
+    def made(kind: str) -> Path:
+        lora, options = NEVER_STOPPED[kind]
+        run(tiny_recipe(root / kind, lora=lora, **options))
+        return root / kind
+
+    return made
+
+
 @pytest.mark.parametrize("step", [1, 2, 4, 5])  # 3 steps make an epoch: the middle, the end, the middle of the next
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_resume_is_straight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None, step: int) -> None:
-    options: dict[str, Any] = {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}
-    straight = tiny_recipe(tmp_path / "straight", lora=lora, **options)
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_resume_is_straight(
+    straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, step: int
+) -> None:
+    lora, options = NEVER_STOPPED[kind]
     stopped = tiny_recipe(tmp_path / "stopped", lora=lora, **options)
-    run(straight)
     run_until(stopped, step, monkeypatch)
     run(stopped, resume=True)
-    left, right = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    left, right = weights(straight(kind)), weights(tmp_path / "stopped")
     assert left.keys() == right.keys()
     largest = max(float((left[k] - right[k]).abs().max()) for k in left)
-    record_law(f"resume at step {step} = straight ({'lora' if lora else 'full'})", largest, 0.0)
+    record_law(f"resume at step {step} = straight ({kind})", largest, 0.0)
     assert largest == 0.0
-    assert curve(tmp_path / "straight") == curve(tmp_path / "stopped")
+    assert curve(straight(kind)) == curve(tmp_path / "stopped")
 
 
 def test_changed_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +111,10 @@ def test_changed_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run(first, resume=True)
 
 
-def test_memory_knobs_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_knobs_may_change(straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_until(tiny_recipe(tmp_path / "run", output__save_every=1), 2, monkeypatch)
     run(tiny_recipe(tmp_path / "run", output__save_every=1, train__tokens_per_device=64), resume=True)
-    run(tiny_recipe(tmp_path / "straight"))
-    left, right = weights(tmp_path / "straight"), weights(tmp_path / "run")
+    left, right = weights(straight("plain")), weights(tmp_path / "run")
     largest = max(float((left[k] - right[k]).abs().max()) for k in left)
     record_law("resume with smaller micro-batches = straight", largest, 1e-4)
     assert largest < 1e-4
@@ -129,7 +151,7 @@ sft.train.run(recipe)
 """
 
 
-def test_kill_during_a_checkpoint_leaves_the_last_one(tmp_path: Path) -> None:
+def test_kill_during_a_checkpoint_leaves_the_last_one(straight: Callable[[str], Path], tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "run", output__save_every=1)
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe.model_dump(mode="json")), encoding="utf-8")
@@ -137,11 +159,10 @@ def test_kill_during_a_checkpoint_leaves_the_last_one(tmp_path: Path) -> None:
     assert code.returncode == -signal.SIGKILL
     assert [p.name for p in checkpoints.complete_checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
     run(recipe, resume=True)
-    run(tiny_recipe(tmp_path / "straight", output__save_every=1))
-    left, right = weights(tmp_path / "straight"), weights(tmp_path / "run")
+    left, right = weights(straight("plain")), weights(tmp_path / "run")
     assert all(torch.equal(left[k], right[k]) for k in left)
     assert not list((tmp_path / "run").glob(f"{files.PARTIAL}*"))
-    assert curve(tmp_path / "straight") == curve(tmp_path / "run")
+    assert curve(straight("plain")) == curve(tmp_path / "run")
 
 
 def test_non_finite_stops_and_names_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +28,72 @@ QUESTIONS = ["Say it.", "Say it, and say it now: what is it?", "请写一首诗�
 ALONE = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, questions = sys.argv[1], json.loads(sys.argv[2])
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-chats = [[{"role": "user", "content": q}] for q in questions]
-def ask(some):
-    given = tokenizer.apply_chat_template(some, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True)
-    out = model.generate(**given, max_new_tokens=60)
-    return [row[given["input_ids"].shape[1]:].tolist() for row in out], given["input_ids"][0].tolist()
-single = [ask([chat]) for chat in chats]
-print(json.dumps({
-    "prompts": [ids for _, ids in single],
-    "answers": [said[0] for said, _ in single],
-    "together": ask(chats)[0],
-    "texts": [tokenizer.decode(said[0], skip_special_tokens=True) for said, _ in single],
-    "pad": tokenizer.pad_token_id,
-    "dtype": str(model.dtype),
-    "ours": sorted(name for name in sys.modules if name.split(".")[0] in ("sft", "selfinstruct", "peft")),
-}))
+answers, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    folder, questions = json.loads(line)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    chats = [[{"role": "user", "content": q}] for q in questions]
+    def ask(some):
+        given = tokenizer.apply_chat_template(some, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True)
+        out = model.generate(**given, max_new_tokens=60)
+        return [row[given["input_ids"].shape[1]:].tolist() for row in out], given["input_ids"][0].tolist()
+    single = [ask([chat]) for chat in chats]
+    print(json.dumps({
+        "prompts": [ids for _, ids in single],
+        "answers": [said[0] for said, _ in single],
+        "together": ask(chats)[0],
+        "texts": [tokenizer.decode(said[0], skip_special_tokens=True) for said, _ in single],
+        "pad": tokenizer.pad_token_id,
+        "dtype": str(model.dtype),
+        "ours": sorted(name for name in sys.modules if name.split(".")[0] in ("sft", "selfinstruct", "peft")),
+    }), file=answers, flush=True)
 """
 
 
-def served(folder: Path) -> dict[str, Any]:
-    """Load and ask in a fresh process."""
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", ALONE, str(folder), json.dumps(QUESTIONS)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+class Server:
+    """A process of its own that loads a folder and asks it the questions, folder after folder. One that died is started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, folder: Path) -> dict[str, Any]:
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([str(folder), QUESTIONS]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.process.wait()
+            pytest.fail((self.home / "stderr").read_text(encoding="utf-8"))
+        return dict(json.loads(answer))
+
+    def start(self) -> None:
+        environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with (self.home / "stderr").open("w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", ALONE],
+                cwd=self.home,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.communicate()  # closes its input, which ends it
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()
 
 
 def trained(folder: Path, kind: str) -> Recipe:
@@ -82,7 +122,7 @@ def trained(folder: Path, kind: str) -> Recipe:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora with new tokens"])
-def test_a_folder_serves_what_was_trained(tmp_path: Path, kind: str) -> None:
+def test_a_folder_serves_what_was_trained(server: Server, tmp_path: Path, kind: str) -> None:
     recipe = trained(tmp_path, kind)
     about = run(recipe)
     last = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line][-1]
@@ -92,7 +132,7 @@ def test_a_folder_serves_what_was_trained(tmp_path: Path, kind: str) -> None:
     wanted = [encoder.prompt_ids(Conversation("q", (Turn("user", q),), "q")) for q in QUESTIONS]
     stops = about["serving"]["stop_ids"]
     for name in ("merged", "model") if kind == "full" else ("merged",):
-        found = served(tmp_path / "run" / name)
+        found = server.ask(tmp_path / "run" / name)
         assert found["ours"] == []
         assert found["prompts"] == wanted
         assert found["texts"] == [ANSWER] * len(QUESTIONS)
