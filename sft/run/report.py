@@ -42,6 +42,7 @@ def _curve(series: Sequence[Series], ylabel: str, *, from_zero: bool = False) ->
         axes.legend(frameon=False)
     # Only the width of the figures at the left is not known before; a layout engine draws everything once more to find it.
     place, words = axes.get_position(), axes.yaxis.get_tightbbox()
+    assert words is not None  # an axis that is drawn has a size
     left = (axes.bbox.x0 - words.x0 + 3) / figure.bbox.width
     axes.set_position((left, place.y0, place.x1 - left, place.height))
     out = io.StringIO()

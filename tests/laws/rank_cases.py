@@ -105,7 +105,8 @@ def sums(folder: Path) -> None:
 def adapters_are_gathered(policy: Any) -> None:
     adapted = adapters.attach(case(world=2)[0], LoraSection(rank=3, alpha=6.0), (), checkpointing=False, seed=4)
     before = {k: v.clone() for k, v in adapters.adapter_state(adapted).items()}
-    shard(adapted, adapted.get_base_model().model.layers, mp_policy=policy)
+    whole: Any = adapted  # a module's attributes are any
+    shard(adapted, whole.get_base_model().model.layers, mp_policy=policy)
     after = adapters.adapter_state(adapted)
     assert before.keys() == after.keys()
     assert all(not isinstance(after[k], DTensor) and torch.equal(before[k], after[k]) for k in before)
