@@ -47,6 +47,8 @@ BLOCKS: Final = _words(
 _ATTRIBUTES: Final = r"""((?:[^<>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')?)*+)"""
 TAG: Final = re.compile(rf"<(?:(/?)([A-Za-z][A-Za-z0-9]*+)(?![\w:.@-]){_ATTRIBUTES}>|![Dd][^<>]*>)")
 """A tag (groups: slash, name, attributes), or a document type (no groups)."""
+_SOON: Final = 20_000
+"""Characters; a formula that KaTeX drew rarely has more."""
 _SPAN = re.compile(rf"</?span(?![\w:.@-]){_ATTRIBUTES}>")
 _ATTRIBUTE = re.compile(r"""([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'<>=`]+)))?""")
 
@@ -101,6 +103,16 @@ def pairs(html: str, name: str) -> dict[int, tuple[int, int]]:
         elif opened:
             found[opened.pop()] = m.span()
     return found
+
+
+def end_near(html: str, name: str, start: int) -> tuple[int, int] | None:
+    """What :func:`pairs` says of the element whose opening tag ends at ``start``; None also where it does not end soon."""
+    depth = 1
+    for m in _tags_of(name).finditer(html, start, start + _SOON):
+        depth += -1 if m[1] else 1
+        if depth == 0:
+            return m.span()
+    return None
 
 
 def without_comments(html: str) -> str:

@@ -36,6 +36,8 @@ _TEX = re.compile(
 _CHARACTERS = re.compile(r"\s*(Copy)?\d+ chars / \d+ words\s*")
 _AFTER_BUTTON = re.compile(r"</button\s*>(?:\s|</?(?:span|div)\b[^<>]*>)*\Z", re.IGNORECASE)
 _BEFORE_BUTTON = re.compile(r"(?:\s|</?(?:span|div)\b[^<>]*>)*<button\b", re.IGNORECASE)
+_LONGEST: Final = 60
+"""More characters than any counter has, with the spaces around it."""
 _NEAR: Final = 300
 """How many characters before a counter its button is looked for."""
 
@@ -48,6 +50,8 @@ def counter_before(html: str) -> int:
 
 def is_counter(html: str, start: int, end: int) -> bool:
     """Whether a text between tags is the site's: of a pager, beside its buttons; of the counter of characters, behind its copy button."""
+    if end - start > _LONGEST:
+        return False
     piece = html[start:end]
     beside = bool(_AFTER_BUTTON.search(html, max(0, start - _NEAR), start))
     characters = _CHARACTERS.fullmatch(piece)

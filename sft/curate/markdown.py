@@ -26,6 +26,7 @@ from sft.curate.html_tags import (
     TAG,
     attributes,
     bare,
+    end_near,
     evidence,
     is_html,
     is_paragraph,
@@ -78,7 +79,9 @@ class _Reader:
         for m in TAG.finditer(html, pos):
             start = m.start()
             if start > pos:
-                self._text(pos, start)
+                piece = html[pos:start]
+                if (piece != "\n" or out.line) and (" / " not in piece or not is_counter(html, pos, start)):
+                    out.text(piece)
             pos = m.end()
             slash, name, attrs = m.groups()
             action = (_CLOSE if slash else _OPEN).get(name)
@@ -92,22 +95,22 @@ class _Reader:
                 action(self, name, attrs)
                 if self.pos != pos:
                     return self.pos
-        self._text(pos, len(html))
+        if " / " not in html[pos:] or not is_counter(html, pos, len(html)):
+            out.text(html[pos:])
         return None
-
-    def _text(self, start: int, end: int) -> None:
-        piece = self.html[start:end]
-        if piece == "\n" and not self.out.line:
-            return
-        if " / " in piece and len(piece) < 60 and is_counter(self.html, start, end):
-            return
-        self.out.text(piece)
 
     def _end(self, name: str) -> tuple[int, int] | None:
         """Where the element ends whose opening tag was just read: (its closing tag begins, ends); None if it never closes."""
+        html, start = self.html, self.pos
+        stop = html.find(f"</{name}>", start)
+        if stop >= 0 and html.find(f"<{name}", start, stop) < 0:  # it holds none of its own
+            return stop, stop + len(name) + 3
         if name not in self.ends:
-            self.ends[name] = pairs(self.html, name)
-        return self.ends[name].get(self.pos)
+            near = end_near(html, name, start)
+            if near is not None:
+                return near
+            self.ends[name] = pairs(html, name)
+        return self.ends[name].get(start)
 
     def _element(self, name: str) -> str | None:
         """What the element holds whose opening tag was just read, which is then behind us; None, and nothing moved, if it never closes."""
@@ -168,14 +171,18 @@ class _Reader:
     # Blocks
 
     def _paragraph(self, name: str, attrs: str) -> None:
-        self.out.flush()
-        if self.out.kind[0] != "h":
-            self.out.kind = "p"
+        out = self.out
+        if out.line:
+            out.flush()
+        if out.kind[0] != "h":
+            out.kind = "p"
 
     def _end_paragraph(self, name: str, attrs: str) -> None:
-        self.out.flush()
-        if self.out.kind == "p":
-            self.out.kind = "text"
+        out = self.out
+        if out.line:
+            out.flush()
+        if out.kind == "p":
+            out.kind = "text"
 
     def _heading(self, name: str, attrs: str) -> None:
         self.out.flush()
@@ -183,8 +190,10 @@ class _Reader:
 
     def _line(self, name: str, attrs: str) -> None:
         """A block that is no more than its own line, opened or closed."""
-        self.out.flush()
-        self.out.kind = "text"
+        out = self.out
+        if out.line:
+            out.flush()
+        out.kind = "text"
 
     def _div(self, name: str, attrs: str) -> None:
         self._line(name, attrs)

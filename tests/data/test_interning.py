@@ -171,6 +171,12 @@ def test_other_ids_than_the_tokenizers_are_noticed_before_any_row(name: str) -> 
             WordEncoder(backend, vocabulary)
 
 
+def test_a_trial_that_tries_nothing_is_none() -> None:
+    backend, stand_ins = copied("gpt2")
+    with pytest.raises(NotUnderstood, match="most of its pieces would be left to it"):
+        WordEncoder(backend, replace(read(backend, stand_ins), other=("e", "a", "o")))
+
+
 def test_rows_of_the_data_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, stand_ins = copied("llama")
     right = read(backend, stand_ins)
