@@ -143,6 +143,7 @@ def lay_out(recipe: Recipe, prepared: Prepared) -> StepPlan:
         examples_per_step=train.examples_per_step,
         tokens_per_step=train.tokens_per_step,
         tokens_per_device=train.tokens_per_device,
+        max_length=recipe.data.max_length,
         world=recipe.plan.gpus,
         padded=train.batching == "padded",
     )

@@ -158,6 +158,7 @@ def step_plan(recipe: Recipe, prepared: Prepared, world: int) -> StepPlan:
         examples_per_step=train.examples_per_step,
         tokens_per_step=train.tokens_per_step,
         tokens_per_device=train.tokens_per_device,
+        max_length=recipe.data.max_length,
         world=world,
         padded=train.batching == "padded",
     )

@@ -9,6 +9,9 @@
 A flat row takes any set of rows, so nothing is binned and nothing moves from one step to another: step k holds exactly the rows
 that a padded run would draw, in the same order. Only the split of a step over micro-batches depends on memory and on the number of
 ranks, and the loss does not depend on the split (see sft.engine.loss).
+
+Steps that are counted in tokens are made of rows that fill them: the rows of an epoch are put into bins of ``max_length`` tokens or a
+little more, and a step takes bins at random. That too depends on nothing but the rows, the seed and ``tokens_per_step``.
 """
 
 from __future__ import annotations
@@ -85,6 +88,24 @@ def split_rectangles(lengths: Sequence[int], bins: int) -> list[list[int]]:
     return sorted(parts, key=lambda part: -_area(lengths, part))  # stable, so ties stay longest first
 
 
+def split_in_order(lengths: Sequence[int], bins: int, capacity: int) -> list[list[int]]:
+    """Split items over bins without changing their order, as many into each as it holds: bins that were filled one by one come back.
+
+    Returns:
+        As :func:`split_evenly`. More than ``bins`` lists if that many do not do.
+    """
+    parts: list[list[int]] = []
+    room = 0
+    for position, length in enumerate(lengths):
+        if length > room:
+            parts.append([])
+            room = capacity
+        parts[-1].append(position)
+        room -= length
+    parts += [[] for _ in range(bins - len(parts))]
+    return sorted(parts, key=lambda part: -sum(lengths[i] for i in part))
+
+
 def _area(lengths: Sequence[int], part: Sequence[int]) -> int:
     """Tokens of a padded rectangle, padding included."""
     return len(part) * max((lengths[i] for i in part), default=0)
@@ -127,7 +148,13 @@ class StepPlan:
     def _split(self, rows: IntArray) -> list[list[int]]:
         lengths = self.lengths[rows].tolist()
         bins = self.accumulation * self.world
-        return split_rectangles(lengths, bins) if self.padded else split_evenly(lengths, bins)
+        if self.padded:
+            return split_rectangles(lengths, bins)
+        parts = split_evenly(lengths, bins)
+        if sum(lengths[i] for i in parts[0]) > self.capacity:
+            in_order = split_in_order(lengths, bins, self.capacity)
+            parts = in_order if len(in_order) == bins else parts
+        return parts
 
     def trained_tokens(self, step: int) -> int:
         """Learnt tokens of a whole step, over all micro-batches and ranks: what its loss is divided by."""
@@ -162,65 +189,49 @@ class StepPlan:
         return f"{rows} rows per step = {self.accumulation} micro-batches x {self.world} GPUs x {each:.1f} rows"
 
 
-def smallest_accumulation(lengths: Sequence[int], world: int, capacity: int, padded: bool, start: int = 1) -> int:
-    """Smallest A >= ``start`` with which no micro-batch of a step holds more than ``capacity`` tokens.
-
-    More bins never make the largest one larger, so the answer can be bisected:
-
-    - flat: give longest-first filling one more bin, and before and after every row its loads, without the smallest, are at most
-      the loads of the run with fewer bins, in order; the row goes to the emptiest bin in both.
-    - padded: with one more bin every count is the same or smaller, and the first row of the first bin with a given count moves
-      towards shorter rows.
+def smallest_accumulation(steps: Sequence[IntArray], lengths: IntArray, world: int, capacity: int, padded: bool) -> int:
+    """Smallest number of micro-batches per step and rank with which none of any step holds more than ``capacity`` tokens.
 
     Args:
-        lengths: tokens of each row of the step, none above ``capacity``.
+        steps: row indices of each step, in draw order.
+        lengths: tokens of every row, none above ``capacity``.
         world: ranks.
         capacity: most tokens of a flat micro-batch, or of a padded rectangle.
         padded: rectangles instead of flat rows.
-        start: not below this.
     """
+    from sft.data.packing_kernels import accumulation  # here: numba takes a second to import
 
-    def holds(accumulation: int) -> bool:
-        bins = accumulation * world
-        if padded:
-            return max(_area(lengths, part) for part in split_rectangles(lengths, bins)) <= capacity
-        return max(sum(lengths[i] for i in part) for part in split_evenly(lengths, bins)) <= capacity
-
-    low = max(start, math.ceil(sum(lengths) / (world * capacity)))  # fewer have no room for the tokens, padding aside
-    if holds(low):
-        return low
-    stride = 1  # invariant: ``low`` does not hold; with a bin per row everything does
-    while not holds(low + stride):
-        low, stride = low + stride, 2 * stride
-    high = low + stride
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in steps])]).astype(np.int64)
+    sizes = np.ascontiguousarray(lengths[np.concatenate(steps)], dtype=np.int64)
+    return int(accumulation(sizes, offsets, world, capacity, padded))
 
 
-def group_steps(order: IntArray, lengths: IntArray, examples: int | None, tokens: int | None) -> list[IntArray]:
-    """Cut an epoch's order into optimiser steps.
+def group_by_tokens(order: IntArray, lengths: IntArray, tokens: int, longest: int, seed: int, epoch: int) -> list[IntArray]:
+    """Put an epoch's rows into steps of at most so many tokens, nearly all of them as full as that.
 
     Args:
         order: row indices in draw order.
         lengths: tokens of every row.
-        examples: rows per step; the last step of an epoch takes what is left, as the padded recipe does.
-        tokens: or: as many rows as fit into this many tokens, at least one.
+        tokens: most tokens of a step.
+        longest: most tokens that a row may have; a longer one is a step by itself.
+        seed: of the recipe.
+        epoch: from 0.
+
+    Returns:
+        Row indices of each step: its bins, one behind the other. The last step takes the bins that are left.
     """
-    if examples is not None:
-        return [order[i : i + examples] for i in range(0, len(order), examples)]
-    assert tokens is not None
-    out, begin, load = [], 0, 0
-    for i, row in enumerate(order.tolist()):
-        size = int(lengths[row])
-        if i > begin and load + size > tokens:
-            out.append(order[begin:i])
-            begin, load = i, 0
-        load += size
-    if begin < len(order):
-        out.append(order[begin:])
-    return out
+    from sft.data.packing_kernels import fill_bins  # here: numba takes a second to import
+
+    if len(order) == 0:
+        return []
+    sizes = np.ascontiguousarray(lengths[order], dtype=np.int64)
+    each = max(1, tokens // longest)  # bins of a step
+    bins = fill_bins(sizes, max(tokens // each, int(sizes.max())))
+    drawn = np.random.Generator(np.random.PCG64([seed, 3, epoch])).permutation(int(bins.max()) + 1)
+    steps = drawn[bins] // each
+    behind_one_another = np.argsort(drawn[bins], kind="stable")
+    ends = np.cumsum(np.bincount(steps))
+    return np.split(order[behind_one_another], ends[:-1])
 
 
 def plan_steps(
@@ -235,10 +246,14 @@ def plan_steps(
     examples_per_step: int | None,
     tokens_per_step: int | None,
     tokens_per_device: int,
+    max_length: int | None = None,
     world: int = 1,
     padded: bool = False,
 ) -> StepPlan:
     """Lay out every step of a run and fix the number of micro-batches per step.
+
+    Exactly one of ``examples_per_step`` (the last step of an epoch takes what is left, as the padded recipe does) and
+    ``tokens_per_step`` is given. ``max_length`` is the most tokens a row may have (None: the longest there is).
 
     Raises:
         DataError: no rows, weights that draw none, or a row longer than a micro-batch.
@@ -252,12 +267,14 @@ def plan_steps(
         )
 
     def groups_of(epoch: int) -> list[IntArray]:
-        return group_steps(epoch_order(weights, source_of, seed, epoch), lengths, examples_per_step, tokens_per_step)
+        order = epoch_order(weights, source_of, seed, epoch)
+        if examples_per_step is not None:
+            return [order[i : i + examples_per_step] for i in range(0, len(order), examples_per_step)]
+        assert tokens_per_step is not None
+        return group_by_tokens(order, lengths, tokens_per_step, max_length or int(lengths.max()), seed, epoch)
 
     steps, ends = _lay_out(groups_of, epochs, max_steps)
-    accumulation = 1
-    for rows in steps:
-        accumulation = smallest_accumulation(lengths[rows].tolist(), world, tokens_per_device, padded, accumulation)
+    accumulation = smallest_accumulation(steps, lengths, world, tokens_per_device, padded)
     return StepPlan(lengths, trained, steps, ends, accumulation, world, tokens_per_device, padded)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from typing import Any
 
@@ -11,17 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data import packing
 from sft.data.packing import (
     IntArray,
     StepPlan,
     epoch_order,
-    group_steps,
+    group_by_tokens,
     plan_steps,
     smallest_accumulation,
     split_evenly,
+    split_in_order,
     split_rectangles,
 )
+from sft.data.packing_kernels import fill_bins
 from sft.errors import DataError
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -137,35 +139,39 @@ def test_accumulation_is_the_smallest_that_holds_every_step(
     assert [holds(a) for a in range(1, plan.accumulation + 1)] == [False] * (plan.accumulation - 1) + [True]
 
 
-@given(LENGTHS, st.sampled_from([1, 2, 3, 4]), st.integers(40, 120), st.booleans(), st.integers(1, 5))
-def test_smallest_accumulation_against_counting_up(
-    lengths: list[int], world: int, capacity: int, padded: bool, start: int
-) -> None:
+@given(LENGTHS, st.sampled_from([1, 2, 3, 4]), st.integers(40, 120), st.booleans())
+def test_smallest_accumulation_against_counting_up(lengths: list[int], world: int, capacity: int, padded: bool) -> None:
     def load(accumulation: int) -> int:
         if padded:
             parts = split_rectangles(lengths, accumulation * world)
             return max(len(p) * max(lengths[i] for i in p) for p in parts if p)
         return max(sum(lengths[i] for i in p) for p in split_evenly(lengths, accumulation * world))
 
-    found = smallest_accumulation(lengths, world, capacity, padded, start)
-    loads = [load(a) for a in range(1, max(found, len(lengths)) + 2)]
+    found = smallest_accumulation([np.arange(len(lengths))], np.asarray(lengths), world, capacity, padded)
+    tried = range(1, max(found, len(lengths)) + 2)
+    loads = [load(a) for a in tried]
     assert loads == sorted(loads, reverse=True)  # more bins never hold more, which is why bisecting is right
-    assert found == next(a for a in range(start, max(found, len(lengths)) + 2) if load(a) <= capacity)
+    in_order = [not padded and len(split_in_order(lengths, a * world, capacity)) == a * world for a in tried]
+    assert found == next(a for a, most, stands in zip(tried, loads, in_order, strict=True) if most <= capacity or stands)
 
 
-def test_a_large_padded_step_is_laid_out_by_halving(monkeypatch: pytest.MonkeyPatch) -> None:
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 3), st.integers(40, 90), st.booleans())
+def test_all_steps_together_need_as_many_micro_batches_as_the_one_that_needs_most(
+    lengths: list[int], examples: int, world: int, capacity: int, padded: bool
+) -> None:
+    sizes, rows = np.asarray(lengths), np.arange(len(lengths))
+    steps = [rows[i : i + examples] for i in range(0, len(rows), examples)]
+    each = [smallest_accumulation([step], sizes, world, capacity, padded) for step in steps]
+    assert smallest_accumulation(steps, sizes, world, capacity, padded) == max(each)
+
+
+def test_a_large_padded_step() -> None:
     lengths = np.random.Generator(np.random.PCG64(0)).integers(10, 2049, 4096).tolist()
-    tried: list[int] = []
-
-    def counted(rows: list[int], bins: int) -> list[list[int]]:
-        tried.append(bins)
-        return split_rectangles(rows, bins)
-
-    monkeypatch.setattr(packing, "split_rectangles", counted)
     plan = lay_out(lengths, examples_per_step=4096, tokens_per_device=2048, padded=True)
-    assert len(tried) <= 2 * 13  # up by doubling, down by halving; counting up would take more than a thousand
     assert plan.accumulation > 1000
     assert max(load_of(plan, part) for (part,) in micro_batches(plan, 0)) <= 2048
+    fewer = split_rectangles([lengths[i] for i in plan.steps[0].tolist()], plan.accumulation - 1)
+    assert any(len(part) * max(lengths[plan.steps[0][i]] for i in part) > 2048 for part in fewer)
 
 
 @given(LENGTHS, st.integers(1, 9), st.booleans())
@@ -205,18 +211,61 @@ def test_rows_asked_for_in_any_order_of_steps() -> None:
     assert plan.most_documents() == max(len(rows) for rows in there.values())
 
 
-@given(LENGTHS, st.integers(40, 100))
-def test_steps_by_tokens_are_greedy(lengths: list[int], tokens: int) -> None:
-    order = np.arange(len(lengths))
-    groups = group_steps(order, np.asarray(lengths), None, tokens)
-    assert np.concatenate(groups).tolist() == order.tolist()
-    sums = [sum(lengths[i] for i in group) for group in groups]
-    assert all(total <= tokens for total in sums)
-    assert all(total + lengths[following[0]] > tokens for total, following in zip(sums, groups[1:], strict=False))
+@given(LENGTHS, st.integers(40, 100), st.integers(1, 3), st.integers(40, 90))
+def test_steps_by_tokens_hold_every_row_once_and_no_more_tokens_than_asked_for(
+    lengths: list[int], tokens: int, world: int, capacity: int
+) -> None:
+    plan = lay_out(
+        lengths, examples_per_step=None, tokens_per_step=tokens, tokens_per_device=capacity, max_length=40, world=world
+    )
+    assert sorted(np.concatenate(plan.steps).tolist()) == list(range(len(lengths)))
+    assert all(plan.total_tokens(s) <= tokens for s in range(len(plan.steps)))
+    parts = [[*itertools.chain(*micro_batches(plan, s))] for s in range(len(plan.steps))]
+    assert [sorted(np.concatenate(p).tolist()) for p in parts] == [sorted(step.tolist()) for step in plan.steps]
+    assert all(load_of(plan, part) <= capacity for step in parts for part in step)
+    other = lay_out(lengths, examples_per_step=None, tokens_per_step=tokens, tokens_per_device=40, max_length=40)
+    assert [s.tolist() for s in other.steps] == [s.tolist() for s in plan.steps]  # whatever the ranks and their memory
+
+
+@given(LENGTHS, st.integers(40, 90))
+def test_every_item_is_in_one_bin_and_the_first_of_two_bins_has_no_room_for_the_second(
+    lengths: list[int], capacity: int
+) -> None:
+    bins = fill_bins(np.asarray(lengths), capacity)
+    loads = np.bincount(bins, weights=lengths)
+    assert len(bins) == len(lengths)
+    assert loads.max() <= capacity
+    smallest = [min(np.asarray(lengths)[bins > number], default=capacity + 1) for number in range(len(loads))]
+    assert all(load + size > capacity for load, size in zip(loads, smallest, strict=True))
+
+
+def test_bins_by_hand() -> None:
+    # 9 and the 1 that fills it; 7 and 3; 6 and 4; the two 2 are left over
+    assert fill_bins(np.asarray([2, 9, 3, 4, 7, 6, 1, 2]), 10).tolist() == [3, 0, 1, 2, 1, 2, 0, 3]
+    # none is more than half, no two make 10: the 5, then 2 as drawn with its complement 3; 4, then 4 with its complement 2
+    assert fill_bins(np.asarray([2, 3, 4, 5, 4, 2]), 10).tolist() == [0, 0, 1, 0, 1, 1]
+    assert fill_bins(np.asarray([7, 7]), 10).tolist() == [0, 1]
+
+
+def test_short_rows_fill_their_micro_batches() -> None:
+    lengths = (np.random.Generator(np.random.PCG64(3)).lognormal(5, 0.6, 20_000).astype(int) % 1000 + 10).tolist()
+    plan = lay_out(lengths, examples_per_step=None, tokens_per_step=32_768, tokens_per_device=4096, max_length=2048, world=2)
+    assert plan.accumulation == 4  # 16 bins of 2,048 tokens in 4 x 2 micro-batches of 4,096
+    assert sum(lengths) / (2048 * math.ceil(sum(lengths) / 2048)) > 0.999  # what is possible
+    full = plan.steps[:-1]
+    assert sum(plan.total_tokens(s) for s in range(len(full))) / (32_768 * len(full)) > 0.999
+
+
+def test_epochs_of_steps_by_tokens_differ() -> None:
+    plan = lay_out([*range(1, 41)] * 4, examples_per_step=None, tokens_per_step=400, epochs=2.0)
+    first, second = plan.steps[: plan.epoch_ends[0]], plan.steps[plan.epoch_ends[0] :]
+    assert sorted(np.concatenate(first).tolist()) == sorted(np.concatenate(second).tolist())
+    assert [s.tolist() for s in first] != [s.tolist() for s in second]
 
 
 def test_a_row_longer_than_a_step_of_tokens_is_a_step() -> None:
-    assert [g.tolist() for g in group_steps(np.arange(3), np.asarray([2, 9, 2]), None, 4)] == [[0], [1], [2]]
+    order, sizes = np.arange(3), np.asarray([2, 9, 2])
+    assert [sizes[g].tolist() for g in group_by_tokens(order, sizes, 4, 9, 0, 0)] in ([[9], [2, 2]], [[2, 2], [9]])
 
 
 # -- how long a run is
