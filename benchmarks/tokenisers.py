@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.conversation import Conversation, Drops, fold_inputs
 from sft.data.sources import read_source
+from sft.model.sentencepiece_bpe import read_model
 from sft.recipe import Source
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load(path: str) -> Any:
 
     if Path(path).is_dir():
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    backend = from_sentencepiece(Path(path)) if path.endswith(".model") else Tokenizer.from_file(path)
+    backend = read_model(Path(path)).backend() if path.endswith(".model") else Tokenizer.from_file(path)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} if backend.token_to_id("</s>") is not None else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **(names or {"eos_token": "<|endoftext|>"})
@@ -102,25 +103,3 @@ def _train_sentencepiece(texts: Sequence[str], folder: Path, vocab_size: int) ->
         minloglevel=2,
     )
     return str(folder / "sentencepiece.model")
-
-
-def from_sentencepiece(path: Path) -> Tokenizer:
-    """The tokenizers form of a sentencepiece BPE, merges in the order of the scores: the ids are sentencepiece's own."""
-    from sentencepiece import SentencePieceProcessor
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-
-    model = SentencePieceProcessor(model_file=str(path))
-    ids = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
-    merges: list[tuple[float, int, int, int, str, str]] = []
-    for piece, index in ids.items():
-        if not (model.is_byte(index) or model.is_control(index) or model.is_unknown(index)):
-            halves = [(piece[:k], piece[k:]) for k in range(1, len(piece)) if piece[:k] in ids and piece[k:] in ids]
-            merges += [(-model.get_score(index), index, ids[left], ids[right], left, right) for left, right in halves]
-    ordered = [(left, right) for *_, left, right in sorted(merges)]
-    backend = Tokenizer(models.BPE(vocab=ids, merges=ordered, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
-    return backend

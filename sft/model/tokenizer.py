@@ -6,6 +6,7 @@ made published models never stop, stop too early, or read other tokens than they
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
 
 # Tokens that checkpoints reserve for padding, in order of preference.
 _SPARE_PADS = ("<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|fim_pad|>", "<|endoftext|>", "<|reserved_special_token_0|>")
-
-_PROBES = (
-    "Hello, world!",
-    "def f(x):\n    return x + 1\n\n\tprint(f(2))",
-    "    four leading spaces",
-    "a  b   c    d",
-    "中文分词：春天来了。",
-    "naïve café — “quotes”",
-    "🎉🚀 emoji",
-    "1234567890 3.14",
-)
 
 
 def load_tokenizer(section: ModelSection) -> tuple[PreTrainedTokenizerBase, list[str]]:
@@ -52,7 +42,7 @@ def load_tokenizer(section: ModelSection) -> tuple[PreTrainedTokenizerBase, list
         ) from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{section.name_or_path}: {type(tokenizer).__name__} has no tokenizer.json form; convert it first")
-    return _held_to_sentencepiece(tokenizer)
+    return _held_to_sentencepiece(tokenizer, section)
 
 
 def _first_line(error: BaseException) -> str:
@@ -65,66 +55,77 @@ def _hint(error: BaseException) -> str:
     return "; a checkpoint with only a tokenizer.model needs: pip install sentencepiece protobuf" if named else ""
 
 
-def _held_to_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """A tokenizer that was rebuilt from ``tokenizer.model`` alone, made to agree with sentencepiece itself.
+def _held_to_sentencepiece(
+    tokenizer: PreTrainedTokenizerBase, section: ModelSection
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """A tokenizer whose checkpoint has a ``tokenizer.model``, with the ids of that model: see :mod:`sft.model.sentencepiece_bpe`.
 
-    transformers 5 rebuilds LLaMA-type models without the prefix space before text that begins with a space; the two normalisers of
-    LLaMA's own tokenizer.json put it back. Other differences (pieces read as merges, merges in another order) are refused.
+    The LLaMA class of transformers 5 ranks merges by ids instead of scores where it reads the model, and it leaves out the prefix space
+    before a text that begins with a space even where it reads a ``tokenizer.json`` that has it.
 
     Returns:
         The tokenizer, and what was mended.
 
     Raises:
-        TokenizerError: with the first probe that still differs.
+        TokenizerError: the model cannot be read, or nothing that can be built agrees with it.
     """
-    model_file = getattr(tokenizer, "vocab_file", None)
-    if not model_file or not str(model_file).endswith(".model") or not Path(model_file).is_file():
+    from sft.model.sentencepiece_bpe import held_to, read_model
+
+    file = _checkpoint_file(section, "tokenizer.model")
+    if file is None:
         return tokenizer, []
-    if (Path(model_file).parent / "tokenizer.json").is_file():
-        return tokenizer, []
+    own_json = _checkpoint_file(section, "tokenizer.json") is not None
     try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError:
-        raise TokenizerError(
-            f"{model_file}: only a sentencepiece model and no tokenizer.json; install sentencepiece so that it can be checked"
-        ) from None
-    reference = SentencePieceProcessor(model_file=str(model_file))
-
-    def differing(loaded: PreTrainedTokenizerBase) -> tuple[str, list[int], list[int]] | None:
-        pairs = ((text, loaded(text, add_special_tokens=False)["input_ids"], reference.encode(text)) for text in _PROBES)
-        return next(((text, ours, theirs) for text, ours, theirs in pairs if ours != theirs), None)
-
-    if differing(tokenizer) is None:
-        return tokenizer, []
-    mended = _with_prefix_space(tokenizer)
-    found = differing(mended)
-    if found is not None:
-        text, ours, theirs = found
-        raise TokenizerError(
-            f"{model_file}: transformers rebuilds this tokenizer wrongly: {text!r} gives {ours[:12]}, sentencepiece {theirs[:12]}; "
-            "put the tokenizer.json of the checkpoint beside it"
-        )
-    return mended, [
-        "tokenizer.model was rebuilt without the prefix space before leading spaces: put back, as sentencepiece has it"
-    ]
+        model = read_model(file)
+    except TokenizerError:
+        if own_json and not _is_llama(tokenizer):
+            return (
+                tokenizer,
+                [],
+            )  # other families keep other things under this name, and their tokenizer.json is read as it stands
+        raise
+    config = _checkpoint_file(section, "tokenizer_config.json")
+    said = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    legacy = said.get("legacy") is not False and said.get("add_prefix_space") is not False
+    backend, what = held_to(tokenizer.backend_tokenizer, model, legacy=legacy, own_json=own_json)
+    return (tokenizer, []) if backend is None else (_as_plain(tokenizer, backend), [what])
 
 
-def _with_prefix_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that prepends ``▁`` to every text, as a plain tokenizer.json: the LLaMA class would undo it when loaded again."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+def _is_llama(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return "Llama" in type(tokenizer).__name__
+
+
+def _checkpoint_file(section: ModelSection, name: str) -> Path | None:
+    """A file of a checkpoint, in its folder or on the Hub."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        section.name_or_path,
+        name,
+        revision=section.revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found) if found else None
+
+
+def _as_plain(tokenizer: PreTrainedTokenizerBase, backend: Any) -> PreTrainedTokenizerBase:
+    """A plain tokenizer.json with the names of another tokenizer: its own class would undo what was mended when loaded again."""
     from transformers import PreTrainedTokenizerFast
 
-    backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace) and backend.normalizer is None:
-        backend.pre_tokenizer = None
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return PreTrainedTokenizerFast(
+    named = ("bos_token", "eos_token", "unk_token", "pad_token")
+    plain = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        **{name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")},
+        **{name: getattr(tokenizer, name) for name in named},
         chat_template=tokenizer.chat_template,
         model_max_length=tokenizer.model_max_length,
         clean_up_tokenization_spaces=False,
     )
+    more = [token for token in tokenizer.all_special_tokens if token not in plain.all_special_tokens]
+    if more:
+        plain.add_special_tokens({"additional_special_tokens": more}, replace_extra_special_tokens=False)
+    return plain
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Sequence[str] = ()) -> PreTrainedTokenizerBase:
