@@ -59,14 +59,14 @@ CLOSED = {
     "selfinstruct/results/": tuple(f"selfinstruct.{name}" for name in ("recipe", "loop", "run", "strategies", "cli")),
 }
 # All that the generator may take from the trainer.
-SHARED = ("sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft.data.jsonl", "sft.text")
+SHARED = ("sft.compiled", "sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft.data.jsonl", "sft.text")
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
     *("conversation", "chunks", "jsonl", "fields", "formats", "sources"),
     *("marks", "frame", "template", "render", "stand_in"),
     *("vocabulary", "interning_words", "interning_kernels", "interning", "text_encoder"),
-    *("verify", "tokenize", "overflow", "packing", "collate"),
-    *("dataset", "mask_report", "preview"),
+    *("verify", "tokenize", "overflow", "packing_kernels", "packing", "collate"),
+    *("store", "cache", "dataset", "mask_report", "preview"),
 )
 # Library -> the only places that import it.
 DOORS = {
@@ -80,6 +80,7 @@ DOORS = {
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/charts.py"),
+    "ray": ("sft/curate/ray_workers.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
 

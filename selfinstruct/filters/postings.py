@@ -17,12 +17,13 @@ so the arena stays below about twice the postings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from sft.compiled import compiled
 
 ONE = np.uint64(1)
 int64: Any = np.int64
@@ -30,14 +31,6 @@ CLASSES = 64
 """Parts of the postings of a frequent token."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SPLIT = 256  # postings from which on a token has them in parts; a power of two
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile on first use, kept on disk where a folder for that can be written."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba found no place for its cache
-        return njit(nogil=True)(function)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -16,13 +16,14 @@ numba's cache does not see that a function of another file has changed; everythi
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from sft.compiled import compiled
 
 Marks = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]
@@ -42,14 +43,6 @@ _MIX_A, _MIX_B = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _HALF = np.uint64(33)
 _MOST_MISSED = 1e-3  # share of the pairs exactly at the threshold that no band may show
 int64: Any = np.int64
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile on first use, kept on disk where a folder for that can be written."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba found no place for its cache
-        return njit(nogil=True)(function)
 
 
 @lru_cache(maxsize=2)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft.data.interning_words import EMPTY, HALF, MIX, UNKNOWN, compiled, int64, place, word_end
+from sft.compiled import compiled
+from sft.data.interning_words import EMPTY, HALF, MIX, UNKNOWN, int64, place, word_end
 
 NEVER, ALWAYS, MISSING, FIRST = 0, 1, 2, 3
 FIRST_SPECIAL = 0x100000

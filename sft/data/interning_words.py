@@ -5,11 +5,11 @@ Text is an array of code points, ``classes`` has the class of each code point.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sft.compiled import compiled
 
 LETTER, NUMBER, BLANK, OTHER, UNKNOWN = 1, 2, 3, 4, 8
 """Classes of characters for the rules of words; a row with an UNKNOWN one is left to the tokenizer."""
@@ -19,14 +19,6 @@ NO_WORDS, GPT2, QWEN2 = 0, 1, 2
 """Rules; NO_WORDS is for SentencePiece, where only merges say what stays together."""
 int64: Any = np.int64
 EMPTY, MIX, HALF = np.uint64(0), np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile on first use, kept on disk where a folder for that can be written."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba found no place for its cache
-        return njit(nogil=True)(function)
 
 
 @compiled

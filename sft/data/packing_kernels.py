@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft.data.interning_words import compiled
+from sft.compiled import compiled
 
 TRIES = 8
 """Items whose complement is looked for before the search over all sizes."""
