@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from selfinstruct.filters.postings import CLASSES, ONE, add, add_all, bits, compiled, int64, popcount
+from selfinstruct.filters.postings import CLASSES, ONE, add, add_all, bits, int64, popcount
+from sft.compiled import compiled
 
 __all__ = ["add", "add_all", "find", "nearest", "score_all"]
 
