@@ -140,10 +140,14 @@ class VendorNamesRule(RuleBase):
         """Again until no name is left, since what is put in may complete another one. It holds none itself, so this ends."""
         text = message.text
         while found := list(self._found(message.role, text, names)):
-            parts, end = [], 0
+            parts, end, before = [], 0, None
             for one in found:
+                between, behind = text[end : one.start].strip(), text[one.end : one.end + 1]
+                if before is not None and before.of_assistant == one.of_assistant and between + behind in ("()", "（）"):
+                    end, before = one.end + 1, None  # a short form in brackets behind the long one
+                    continue
                 parts += [text[end : one.start], str(self.name if one.of_assistant else self.organisation)]
-                end = one.end
+                end, before = one.end, one
             text = "".join(parts) + text[end:]
         return text
 

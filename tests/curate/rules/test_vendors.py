@@ -23,6 +23,9 @@ REPLACED = [
     ("作为一个由阿里巴巴训练的模型，我叫通义千问。", "作为一个由the Lab训练的模型，我叫Ada。"),
     ("Run `pip install openai`, then ask ChatGPT.", "Run `pip install openai`, then ask Ada."),
     ("See https://openai.com/blog about OpenAI.", "See https://openai.com/blog about the Lab."),
+    ("I was made by Large Model Systems Organization (LMSYS).", "I was made by the Lab."),
+    ("我由Large Model Systems Organization（LMSYS）开发。", "我由the Lab开发。"),
+    ("OpenAI (ChatGPT's maker) and OpenAI (the firm).", "the Lab (Ada's maker) and the Lab (the firm)."),
 ]
 LEFT_ALONE = [
     "import openai\nopenai.api_key = key",
