@@ -10,7 +10,8 @@ from rich.console import Console
 from transformers import LlamaConfig
 
 from sft import plan as planner
-from sft.data.dataset import Prepared, RowStore
+from sft.data.dataset import Prepared
+from sft.data.store import RowStore
 from sft.plan_memory import MemoryPlan
 from sft.plan_report import print_plan
 from sft.recipe import Recipe
@@ -66,7 +67,7 @@ def store(lengths: list[int]) -> RowStore:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     mask = np.concatenate([np.arange(n) >= n - n // 2 for n in lengths]) if lengths else np.zeros(0, dtype=np.bool_)
     ids, source = np.zeros(int(offsets[-1]), dtype=np.int32), np.zeros(len(lengths), dtype=np.int32)
-    return RowStore(ids, mask, offsets, source, ("rows.jsonl",), [str(i) for i in range(len(lengths))])
+    return RowStore.of(ids, mask, offsets, source, ("rows.jsonl",), [str(i) for i in range(len(lengths))])
 
 
 def prepared(lengths: list[int], held: int = 0, rows_in: int | None = None, **drops: dict[str, int]) -> Prepared:

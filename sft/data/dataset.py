@@ -1,108 +1,49 @@
 """All rows of a recipe, tokenised, verified, counted and kept on disk under the fingerprint of everything they depend on.
 
 ``prepare`` is the one entry: recipe + tokenizer -> training rows, held-out rows, and a report of what was left out.
+
+::
+
+    conversations ──SHARD of them──> encode ──> rows-00000 ──┐                        ┌── train    an index into the shards
+                  ──the next ones──> encode ──> rows-00001 ──┼── choose_holdout ──────┤
+                                                             ┘                        └── holdout  another index
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from sft.data import sources as source_files
-from sft.data.collate import Row
+from sft.data.cache import CacheFolder, Made
 from sft.data.conversation import Conversation, Drops
 from sft.data.overflow import fit
-from sft.data.tokenize import RowEncoder, Tokenized, fingerprint
+from sft.data.store import RowStore, Shard
+from sft.data.tokenize import RowEncoder, fingerprint
 from sft.errors import DataError
 from sft.recipe import DataSection, Recipe, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Bump when the bytes that preparation writes would change for the same inputs.
-CODE_VERSION = 3
+CODE_VERSION = 4
+SHARD = 1 << 14
+"""Conversations that are kept in memory, written and gone on from together."""
 _BATCH = 512
-
-
-@dataclass(frozen=True, slots=True)
-class RowStore:
-    """Tokenised rows in flat arrays, memory-mapped when they come from disk.
-
-    Attributes:
-        ids: int32 ``[tokens]``, rows one behind the other.
-        mask: bool ``[tokens]``.
-        offsets: int64 ``[rows + 1]``.
-        source_of: int32 ``[rows]``, index into ``labels``.
-        labels: source labels.
-        names: row ids.
-    """
-
-    ids: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.bool_]
-    offsets: npt.NDArray[np.int64]
-    source_of: npt.NDArray[np.int32]
-    labels: tuple[str, ...]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def row(self, index: int) -> Row:
-        """``(ids [T], mask [T])`` of one row; views, not copies."""
-        begin, end = self.offsets[index], self.offsets[index + 1]
-        return self.ids[begin:end], self.mask[begin:end]
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each row."""
-        return np.diff(self.offsets)
-
-    @property
-    def trained(self) -> npt.NDArray[np.int64]:
-        """Learnt tokens of each row."""
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.mask, dtype=np.int64)])
-        counts: npt.NDArray[np.int64] = np.diff(sums[self.offsets])
-        return counts
-
-    def select(self, rows: npt.NDArray[np.int64]) -> RowStore:
-        """A store of some rows, in the given order."""
-        parts = [self.row(int(r)) for r in rows]
-        offsets = np.concatenate([[0], np.cumsum([len(p[0]) for p in parts])]).astype(np.int64)
-        ids = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, np.int32)
-        mask = np.concatenate([p[1] for p in parts]) if parts else np.zeros(0, np.bool_)
-        names = [self.names[int(r)] for r in rows]
-        return RowStore(ids, mask, offsets, self.source_of[rows], self.labels, names)
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        for name in ("ids", "mask", "offsets", "source_of"):
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        (folder / "names.json").write_text(json.dumps({"labels": self.labels, "names": list(self.names)}), encoding="utf-8")
-
-    @staticmethod
-    def load(folder: Path) -> RowStore:
-        arrays = [
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("ids", "mask", "offsets", "source_of")
-        ]
-        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-        return RowStore(arrays[0], arrays[1], arrays[2], arrays[3], tuple(names["labels"]), names["names"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,91 +88,68 @@ def cache_root(data: DataSection) -> Path:
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEncoder, *, progress: bool = True) -> Prepared:
-    """Read, tokenise, verify and split off the held-out rows, or load all that from the cache.
+    """Read, tokenise, verify and split off the held-out rows, or map all that from the cache.
+
+    Rows are written shard by shard, so memory does not grow with their tokens, and a stopped preparation goes on: shards that are
+    whole are taken as they stand, their rows read again but not tokenised again. The result is that of an undisturbed one, to the
+    byte. Of several ranks, the main one calls this first; the others wait, then call it and map what it wrote.
 
     Raises:
-        DataError: unreadable sources, too many unusable rows, or nothing left.
+        DataError: unreadable sources, too many unusable rows, or nothing left. Nothing of such data stays in the cache.
     """
     key, parts = data_key(recipe, encoder, tokenizer)
-    folder = cache_root(recipe.data) / key
-    if (found := _read_cache(folder, key)) is not None:
-        return found
-    data = recipe.data
-    train, train_marks, drops, rows_in = _encode_sources(data.sources, data, encoder, progress)
-    check_drops(drops, rows_in, data, _rows_by_source(train))
-    extra_drops = Drops()
+    folder = CacheFolder(cache_root(recipe.data) / key, key)
+    if (found := folder.load()) is not None:
+        train, holdout = _divided(recipe.data, found.shards, found.held)
+        return Prepared(train, holdout, found.report, key, True)
+    try:
+        return _make(recipe, encoder, folder, parts, progress)
+    except DataError:
+        folder.discard()
+        raise
+
+
+def _make(recipe: Recipe, encoder: RowEncoder, folder: CacheFolder, inputs: dict[str, Any], progress: bool) -> Prepared:
+    """What :func:`prepare` does without a finished cache."""
+    data, held, extra_drops = recipe.data, None, Drops()
+    rows = _encode_sources("rows", data.sources, data, encoder, folder, progress)
+    shards, contents = {"rows": rows.shards}, {"rows": rows.contents}
+    check_drops(rows.drops, rows.rows_in, data, _rows_by_source(rows.shards, data.sources))
     if data.holdout_sources:
-        holdout, _, extra_drops, extra_in = _encode_sources(data.holdout_sources, data, encoder, progress)
-        check_drops(extra_drops, extra_in, data, _rows_by_source(holdout))
-    else:
-        held = choose_holdout(train_marks, data.holdout, recipe.train.seed)
-        holdout, train = train.select(np.flatnonzero(held)), train.select(np.flatnonzero(~held))
+        extra = _encode_sources("holdout", data.holdout_sources, data, encoder, folder, progress)
+        shards["holdout"], contents["holdout"], extra_drops = extra.shards, extra.contents, extra.drops
+        check_drops(extra.drops, extra.rows_in, data, _rows_by_source(extra.shards, data.holdout_sources))
+    elif data.holdout:
+        held = choose_holdout(rows.marks, data.holdout, recipe.train.seed)
+    train, holdout = _divided(data, shards, held)
     if len(train) == 0:
-        raise DataError(
-            f"no rows are left to train on: {rows_in} read, {drops.total} dropped ({_reasons(drops)}), {len(holdout)} held out"
-        )
+        left_out = f"{rows.drops.total} dropped ({_reasons(rows.drops)}), {len(holdout)} held out"
+        raise DataError(f"no rows are left to train on: {rows.rows_in} read, {left_out}")
     report = {
-        "rows_in": rows_in,
+        "rows_in": rows.rows_in,
         "train_rows": len(train),
         "holdout_rows": len(holdout),
-        "train_tokens": int(train.offsets[-1]),
+        "train_tokens": int(train.lengths.sum()),
         "trained_tokens": int(train.trained.sum()),
-        "drops": drops.to_json(),
+        "drops": rows.drops.to_json(),
         "holdout_drops": extra_drops.to_json(),
         "encoded": encoder.texts.how(),
-        "inputs": parts,
+        "inputs": inputs,
     }
-    _write_cache(folder, train, holdout, report)
-    return Prepared(train, holdout, report, key, False)
+    folder.finish(report, contents, held)
+    return Prepared(train, holdout, report, folder.key, False)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every data file of a cache folder."""
-    out = {}
-    for path in sorted(folder.glob("*/*")):
-        with path.open("rb") as file:
-            out[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return out
-
-
-def _read_cache(folder: Path, key: str) -> Prepared | None:
-    """What a cache folder holds; None if there is none, or not the whole of what was written."""
-    # Written last, so without it the folder is not finished.
-    if not (folder / "report.json").is_file():
-        return None
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        if report.pop("digests") == _digests(folder):
-            return Prepared(RowStore.load(folder / "train"), RowStore.load(folder / "holdout"), report, key, True)
-    except (OSError, ValueError, LookupError, AttributeError):
-        pass  # cut short, or not ours
-    _log.warning("%s: this prepared data is damaged; it is made again", folder)
-    return None
-
-
-def _write_cache(folder: Path, train: RowStore, holdout: RowStore, report: dict[str, Any]) -> None:
-    """Write beside the final place and rename: a killed run leaves no half-written cache, and two runs cannot mix."""
-    token = f"{os.getpid()}-{secrets.token_hex(4)}"
-    partial, damaged = folder.with_name(f".partial-{token}"), folder.with_name(f".damaged-{token}")
-    try:
-        train.save(partial / "train")
-        holdout.save(partial / "holdout")
-        text = json.dumps({**report, "digests": _digests(partial)}, indent=1)
-        (partial / "report.json").write_text(text, encoding="utf-8")
-        for _ in range(3):
-            with contextlib.suppress(OSError):
-                partial.rename(folder)
-                return
-            # Two processes may have prepared the same data at once: either copy is right, the first one stays.
-            if _read_cache(folder, "") is not None:
-                return
-            # What stands there is no whole copy and makes way; a process that maps its files keeps them.
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-        _log.warning("%s: cannot be written, so this data will be prepared again next time", folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _divided(
+    data: DataSection, shards: Mapping[str, Sequence[Shard]], held: npt.NDArray[np.bool_] | None
+) -> tuple[RowStore, RowStore]:
+    """Training rows and held-out rows: two indices into the same shards, unless the held-out ones have sources of their own."""
+    rows = RowStore(shards["rows"], [source.label for source in data.sources])
+    if "holdout" in shards:
+        return rows, RowStore(shards["holdout"], [source.label for source in data.holdout_sources])
+    if held is None:
+        return rows, rows.select(np.zeros(0, np.int64))
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
 
 
 def iterate_sources(sources: Sequence[Source], drops: Drops, progress: bool) -> Iterator[tuple[int, Conversation]]:
@@ -245,49 +163,104 @@ def iterate_sources(sources: Sequence[Source], drops: Drops, progress: bool) -> 
                 yield index, conversation
 
 
-def _batched(items: Iterable[tuple[int, Conversation]], size: int) -> Iterator[list[tuple[int, Conversation]]]:
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Encoded:
+    """Rows of some sources.
+
+    Attributes:
+        shards: of rows, in order.
+        contents: of each, a digest of the conversations it was made of.
+        marks: uint64 ``[rows]``, equal for equal conversations.
+        drops: of reading, then of all that comes behind it.
+        rows_in: rows read, dropped ones included.
+    """
+
+    shards: list[Shard]
+    contents: list[str]
+    marks: npt.NDArray[np.uint64]
+    drops: Drops
+    rows_in: int
+
+
 def _encode_sources(
-    sources: Sequence[Source], data: DataSection, encoder: RowEncoder, progress: bool
-) -> tuple[RowStore, npt.NDArray[np.uint64], Drops, int]:
-    """Rows of some sources, a content mark per row (equal for equal conversations), the drops, and the rows read."""
-    read, drops = Drops(), Drops()
-    rows: list[Tokenized] = []
+    part: str, sources: Sequence[Source], data: DataSection, encoder: RowEncoder, folder: CacheFolder, progress: bool
+) -> _Encoded:
+    """Take the shards that stand in the cache, make the others, and keep them there."""
+    read, drops, seen = Drops(), Drops(), 0
+    shards: list[Shard] = []
+    contents: list[str] = []
+    marks = [np.zeros(0, np.uint64)]
+    conversations = iterate_sources(sources, read, progress)
+    while True:
+        made = folder.take(part, len(shards))
+        group: Iterable[tuple[int, Conversation]] = islice(conversations, SHARD)
+        if made is not None:
+            # Held until it is known whether the shard was made of these very ones: a set on the Hub can change under its name.
+            group = list(group)
+            made = made if _content(group) == made.content else None
+        if made is None:
+            made = _encode(group, data, encoder)
+            if made.read:
+                made = folder.keep(part, len(shards), made)
+        if made.read == 0:
+            break
+        encoder.texts.go_on(made.progress)
+        shards.append(made.shard)
+        contents.append(made.content)
+        marks.append(made.marks)
+        drops, seen = drops.merged(made.drops), seen + made.read
+    return _Encoded(shards, contents, np.concatenate(marks), read.merged(drops), seen + read.total)
+
+
+def _encode(group: Iterable[tuple[int, Conversation]], data: DataSection, encoder: RowEncoder) -> Made:
+    """One shard of the conversations given."""
+    drops, content = Drops(), xxhash.xxh3_128()
+    rows: list[Shard] = []
     marks: list[int] = []
-    source_of: list[int] = []
-    seen = 0
-    for batch in _batched(iterate_sources(sources, read, progress), _BATCH):
-        seen += len(batch)
+    read = 0
+    for batch in _batched(group, _BATCH):
         conversations = [conversation for _, conversation in batch]
         fitted = fit(encoder.trace(conversations), conversations, encoder, data.max_length, data.overflow, drops)
+        source_of: list[int] = []
         for (source, conversation), parts in zip(batch, fitted, strict=True):
-            rows += [part.row for part in parts]
+            print_of = conversation.fingerprint()
+            content.update(_line(source, conversation, print_of))
+            marks += [int(print_of[:16], 16)] * len(parts)
             source_of += [source] * len(parts)
-            marks += [int(conversation.fingerprint()[:16], 16)] * len(parts)
-    offsets = np.concatenate([[0], np.cumsum([len(r.ids) for r in rows])]).astype(np.int64)
-    store = RowStore(
-        np.concatenate([r.ids for r in rows]) if rows else np.zeros(0, np.int32),
-        np.concatenate([r.mask for r in rows]) if rows else np.zeros(0, np.bool_),
-        offsets,
-        np.asarray(source_of, dtype=np.int32),
-        tuple(source.label for source in sources),
-        [r.id for r in rows],
-    )
-    rows_in = seen + read.total
-    return store, np.asarray(marks, dtype=np.uint64), read.merged(drops), rows_in
+        tokenized = [part.row for parts in fitted for part in parts]
+        rows.append(Shard.of([(row.ids, row.mask) for row in tokenized], source_of, [row.id for row in tokenized]))
+        read += len(batch)
+    shard, progress = Shard.joined(rows), encoder.texts.progress
+    return Made(shard, np.asarray(marks, dtype=np.uint64), read, content.hexdigest(), drops, progress)
+
+
+def _content(group: Iterable[tuple[int, Conversation]]) -> str:
+    """Digest of conversations, their names and sources in their order, as :func:`_encode` makes it on the way."""
+    content = xxhash.xxh3_128()
+    for source, conversation in group:
+        content.update(_line(source, conversation, conversation.fingerprint()))
+    return content.hexdigest()
+
+
+def _line(source: int, conversation: Conversation, print_of: str) -> bytes:
+    return json.dumps([source, conversation.id, conversation.place, print_of]).encode()
 
 
 def _reasons(drops: Drops) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in drops.counts.most_common()) or "none"
 
 
-def _rows_by_source(store: RowStore) -> list[tuple[str, int]]:
-    counts = np.bincount(store.source_of, minlength=len(store.labels))
-    return list(zip(store.labels, counts.tolist(), strict=True))
+def _rows_by_source(shards: Iterable[Shard], sources: Sequence[Source]) -> list[tuple[str, int]]:
+    counts = np.zeros(len(sources), np.int64)
+    for shard in shards:
+        counts += np.bincount(shard.source_of, minlength=len(sources))
+    return list(zip([source.label for source in sources], counts.tolist(), strict=True))
 
 
 def check_drops(drops: Drops, rows_in: int, data: DataSection, by_source: Iterable[tuple[str, int]]) -> None:
@@ -345,7 +318,10 @@ def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int
     if count >= len(marks):
         raise DataError(f"data.holdout asks for {count} rows, there are only {len(marks)}")
     unique, sizes = np.unique(marks, return_counts=True)
-    keys = b"".join(hashlib.sha256(f"{seed}:{mark}".encode()).digest()[:8] for mark in unique.tolist())
+    keys = bytearray()
+    for begin in range(0, len(unique), _BATCH):
+        for mark in unique[begin : begin + _BATCH].tolist():
+            keys += hashlib.sha256(f"{seed}:{mark}".encode()).digest()[:8]
     ranked = np.argsort(np.frombuffer(keys, dtype=">u8"), kind="stable")
     enough = int(np.searchsorted(np.cumsum(sizes[ranked]), count)) + 1
     return np.isin(marks, unique[ranked[:enough]])

@@ -15,10 +15,13 @@ import glob
 import hashlib
 import logging
 import os
+from array import array
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from sft.data.conversation import Conversation, Drop, Drops
 from sft.data.fields import Row, RowFault
@@ -116,7 +119,7 @@ def read_source(source: Source, drops: Drops) -> Iterator[Conversation]:
         DataError: no files, an unreadable file, a Hub data set that cannot be had, or no one format that fits.
     """
     name, rows = with_format(source, islice(raw_rows(source), source.limit))
-    ids: set[str] = set()
+    ids = _Ids()
     label = source.label
     for raw in rows:
         try:
@@ -125,13 +128,43 @@ def read_source(source: Source, drops: Drops) -> Iterator[Conversation]:
             drops.add(Drop(_drop_id(raw, source.columns), fault.reason, fault.detail))
             continue
         base = parsed.id or raw.where
-        if base in ids:
+        if not ids.add(base):
             base = raw.where
             drops.changed["repeated_id"] += 1
-        ids.add(base)
+            ids.add(base)
         for number, turns in enumerate(parsed.conversations):
             full = base if len(parsed.conversations) == 1 else f"{base}/{number}"
             yield Conversation(full, turns, label, raw.where)
+
+
+class _Ids:
+    """Which ids were met, in 12 to 24 bytes for each whatever its length: 64 bits of a hash, in a table of open addresses.
+
+    That two ids of a million are taken for one has a chance of 3e-8; a row would be known by its place then.
+    """
+
+    def __init__(self) -> None:
+        self._slots, self._count = array("Q", bytes(8 << 10)), 0
+
+    def add(self, text: str) -> bool:
+        """Note an id; whether it is new."""
+        new = self._enter(xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) or 1)
+        self._count += new
+        if 3 * self._count > 2 * len(self._slots):
+            old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
+            for value in filter(None, old):
+                self._enter(value)
+        return new
+
+    def _enter(self, value: int) -> bool:
+        slots = self._slots
+        at = value % len(slots)
+        while slots[at]:
+            if slots[at] == value:
+                return False
+            at = (at + 1) % len(slots)
+        slots[at] = value
+        return True
 
 
 def sound(raw: RawRow) -> Any:

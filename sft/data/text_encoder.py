@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sft.data.vocabulary import NotUnderstood, Vocabulary, read
 
@@ -38,6 +38,24 @@ class Encoded(Protocol):
         """The characters that a token covers."""
 
 
+class Progress(NamedTuple):
+    """How far an encoder has come, as plain data: another one that goes on from here tells of its work as this one would.
+
+    Attributes:
+        characters: encoded so far.
+        texts: encoded word by word.
+        left: of them, left to the tokenizer.
+        interned: whether words are interned.
+        not_understood: why they will never be; empty if nothing speaks against it.
+    """
+
+    characters: int = 0
+    texts: int = 0
+    left: int = 0
+    interned: bool = False
+    not_understood: str = ""
+
+
 class TextEncoder:
     """Encodes texts in which stand-ins are written for special tokens.
 
@@ -56,6 +74,7 @@ class TextEncoder:
         self.words: WordEncoder | None = None
         self._backend, self._stand_ins = backend, stand_ins
         self._interned_from = INTERNED_FROM if interned_from is None else interned_from
+        self._earlier = Progress()  # of which the counts of words are added to ours
         self._characters = 0
         self._not_understood = ""
 
@@ -91,10 +110,24 @@ class TextEncoder:
 
             self.words = WordEncoder(self._backend, self.vocabulary, texts)
 
+    @property
+    def progress(self) -> Progress:
+        """How far this encoder has come, what it went on from included."""
+        texts, left = (self.words.texts, self.words.left) if self.words is not None else (0, 0)
+        before, interned = self._earlier, self.words is not None or self._earlier.interned
+        return Progress(self._characters, before.texts + texts, before.left + left, interned, self._not_understood)
+
+    def go_on(self, progress: Progress) -> None:
+        """Continue where another encoder of the same tokenizer stood; words are interned from the next text on if it did so."""
+        texts, left = (self.words.texts, self.words.left) if self.words is not None else (0, 0)
+        self._earlier = progress._replace(texts=progress.texts - texts, left=progress.left - left)
+        self._characters, self._not_understood = progress.characters, progress.not_understood
+
     def how(self) -> str:
         """By what the texts so far were encoded, and why, for the run record."""
-        if self.words is not None:
-            return f"words interned; {self.words.left:,} of {self.words.texts:,} texts left to the tokenizer"
-        if self._not_understood:
-            return f"by the tokenizer: {self._not_understood}"
+        done = self.progress
+        if done.interned:
+            return f"words interned; {done.left:,} of {done.texts:,} texts left to the tokenizer"
+        if done.not_understood:
+            return f"by the tokenizer: {done.not_understood}"
         return f"by the tokenizer: no more than {self._interned_from:,} characters"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sft.data.collate import Batch, flat_batch, padded_batch
-from sft.data.dataset import RowStore
 from sft.data.packing import StepPlan
+from sft.data.store import RowStore
 
 
 class PlannedBatches:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sft.data.collate import Batch, flat_batch, padded_batch
-from sft.data.dataset import RowStore
+from sft.data.store import RowStore
 from sft.engine.loss import token_losses
 
 

@@ -23,8 +23,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sft import files
-from sft.data.dataset import RowStore, running_numbers
+from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
+from sft.data.store import RowStore
 from sft.engine import checkpoints
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import step_loss
@@ -196,7 +197,7 @@ class PlannedTrainer(SFTTrainer):
         if self.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
             subset = self.store.select(rows)
-            np.savez(folder / "rows.npz", ids=subset.ids, mask=subset.mask, offsets=subset.offsets)
+            np.savez(folder / "rows.npz", **subset.flat()._asdict())
             files.write_json(
                 folder / "rows.json", {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "rows": list(subset.names)}
             )

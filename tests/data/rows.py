@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sft.data.dataset import Prepared, RowStore, prepare
+from sft.data.dataset import Prepared, prepare
+from sft.data.store import RowStore
 from sft.data.template import load_template
 from sft.data.tokenize import RowEncoder
 from sft.recipe import Recipe
@@ -54,8 +55,7 @@ def run(made: Recipe) -> Prepared:
 
 
 def equal(one: RowStore, two: RowStore) -> bool:
-    arrays = ("ids", "mask", "offsets", "source_of")
-    same = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
-    return same and all(getattr(one, name).dtype == getattr(two, name).dtype for name in arrays) and (
-        one.labels, list(one.names)
-    ) == (two.labels, list(two.names))  # fmt: skip
+    pairs: list[tuple[Any, Any]] = [*zip(one.flat(), two.flat(), strict=True)]
+    pairs += [(getattr(one, name), getattr(two, name)) for name in ("lengths", "trained", "source_of")]
+    same = all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+    return same and (one.labels, list(one.names)) == (two.labels, list(two.names))

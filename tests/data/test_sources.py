@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from sft.data import sources
 from sft.data.conversation import Conversation, Drop, Drops, Turn
 from sft.data.jsonl import read_rows
-from sft.data.sources import fingerprint, read_source, resolve_files
+from sft.data.sources import _Ids, fingerprint, read_source, resolve_files
 from sft.errors import DataError
 from sft.recipe import Source
 
@@ -286,3 +287,13 @@ print(sorted({{"datasets", "torch", "transformers", "pyarrow", "zstandard"}} & s
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert done.stdout == "[]\n"
+
+
+def test_ids_are_told_apart_in_a_few_bytes_each() -> None:
+    ids, rng = _Ids(), random.Random(0)
+    known: set[str] = set()
+    for number in (rng.randrange(30_000) for _ in range(60_000)):
+        text = f"row {number}" if number else "\ud800"
+        assert ids.add(text) == (text not in known)
+        known.add(text)
+    assert len(ids._slots) * ids._slots.itemsize <= 24 * len(known)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sft.data.collate import padded_batch
-from sft.data.dataset import RowStore
+from sft.data.store import RowStore
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.loss import sum_losses
 from sft.model.attention import register
@@ -26,7 +26,7 @@ def store(count: int, labels: tuple[str, ...] = ("a", "b")) -> RowStore:
     mask = rng.random(len(ids)) < 0.5
     mask[offsets[:-1]] = False
     source = (np.arange(count) % len(labels)).astype(np.int32)
-    return RowStore(ids, mask, offsets, source, labels, [str(i) for i in range(count)])
+    return RowStore.of(ids, mask, offsets, source, labels, [str(i) for i in range(count)])
 
 
 @pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])

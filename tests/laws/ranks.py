@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from transformers import PreTrainedModel
 
-from sft.data.dataset import RowStore
 from sft.data.packing import StepPlan, plan_steps
+from sft.data.store import RowStore
 from tests.builders import tiny_model
 
 VOCABULARY = 200
@@ -21,7 +21,7 @@ def case(world: int) -> tuple[PreTrainedModel, RowStore, StepPlan]:
     mask = rng.random(int(offsets[-1])) < 0.5
     mask[offsets[:-1]] = False
     mask[offsets[:-1] + 1] = True
-    store = RowStore(ids, mask, offsets, np.zeros(24, np.int32), ("rows",), [str(i) for i in range(24)])
+    store = RowStore.of(ids, mask, offsets, np.zeros(24, np.int32), ("rows",), [str(i) for i in range(24)])
     plan = plan_steps(
         lengths=store.lengths,
         trained=store.trained,
