@@ -109,17 +109,17 @@ def _unsplit(row: Traced | Drop, conversation: Conversation, max_length: int, ov
     if overflow == "drop":
         detail = f"{length} tokens; data.max_length is {max_length} and data.overflow is drop"
         return _Outcome(drop=Drop(row.row.id, "too_long", detail))
-    cut = _truncate(row.row, max_length)
+    cut = _truncate(row.row, max_length, "raise it or use overflow: split")
     if isinstance(cut, Drop):
         return _Outcome(drop=cut)
     return _Outcome([Fitted(cut, conversation, row)], Counter(truncated=1))
 
 
-def _truncate(row: Tokenized, max_length: int) -> Tokenized | Drop:
+def _truncate(row: Tokenized, max_length: int, advice: str) -> Tokenized | Drop:
     end = max_length
     learnt = np.flatnonzero(row.mask[:max_length])
     if len(learnt) == 0:
-        detail = f"no answer begins within data.max_length = {max_length} tokens; raise it or use overflow: split"
+        detail = f"no answer begins within data.max_length = {max_length} tokens; {advice}"
         return Drop(row.id, "nothing_trained", detail)
     if not row.mask[end - 1]:
         end = int(learnt[-1]) + 1  # a prompt without its answer teaches nothing: end with the last answer
@@ -242,7 +242,7 @@ def _take(part: _Measured, max_length: int, out: _Outcome) -> Drop | None:
     """Add a part to the rows, cut if it is one exchange that is too long alone; else count it, and say why."""
     found = part.row
     if isinstance(found, Traced):
-        cut = found.row if part.length <= max_length else _truncate(found.row, max_length)
+        cut = found.row if part.length <= max_length else _truncate(found.row, max_length, "raise it")
         if isinstance(cut, Tokenized):
             out.rows.append(Fitted(cut, part.conversation, found))
             if part.length > max_length:

@@ -101,6 +101,7 @@ def test_parts_that_drop_and_rows_that_leave_nothing(chatml: RowEncoder) -> None
     rows, drops = bring(talk("one " * 60, "Red.", "two " * 60, "Green."), chatml, 30, "split")
     assert (rows, dict(drops.counts), dict(drops.changed)) == ([], {"nothing_trained": 1}, {})
     assert drops.examples["nothing_trained"][0].id == "row"
+    assert drops.examples["nothing_trained"][0].detail.endswith("tokens; raise it")  # it is split already
 
 
 def test_one_exchange_of_several_answers_is_cut_not_split(chatml: RowEncoder) -> None:
