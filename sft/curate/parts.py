@@ -8,7 +8,8 @@
 
 The key is a hash of what went in and of all that decides what comes out (rules and code). A part whose report has the key that is wanted,
 and whose file has the hash that the report names, is taken as it stands; any other is made anew. A part depends on nothing but its
-batch, so any number of workers writes the same bytes.
+batch, so any number of workers writes the same bytes, whether they are processes of this machine or of others
+(:mod:`sft.curate.ray_workers`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from sft.curate.slices import Slice, read_slices
 from sft.data.conversation import Drop
 from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.errors import DataError
 from sft.files import write_json
+from sft.recipe import Source
 
 EXAMPLES = 4  # rows shown for each reason, in a part's report and in that of a stage
 _SHOWN = 4000  # characters of a text that is shown
@@ -138,13 +141,15 @@ def beginning(messages: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a worker gets: rows, or the file that holds them.
+    """What a worker gets: rows, or where they are.
 
     Attributes:
         index: number of the part that it becomes.
         source: label of the source.
-        key: hash of the rows and of all that decides what becomes of them.
-        rows: as they were read, unreadable ones included; empty if ``path`` is given.
+        key: hash of the rows and of all that decides what becomes of them; empty until slices are read.
+        rows: as they were read, unreadable ones included; empty if ``path`` or ``slices`` are given.
+        slices: stretches of files that the worker reads the rows from; see :meth:`loaded`.
+        made: with ``slices``, what ``key`` is a hash of besides the rows.
         path: a part of the stage before.
         leave_out: number of a row in ``path`` -> reason and detail, for a stage that decides over all parts.
         rename: number of a row in ``path`` -> what to put behind its id.
@@ -154,9 +159,22 @@ class Batch:
     source: str
     key: str
     rows: tuple[RawRow, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    made: tuple[Any, ...] = ()
     path: Path | None = None
     leave_out: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     rename: Mapping[int, str] = field(default_factory=dict)
+
+    def loaded(self) -> Batch:
+        """The same with the rows of its slices and their key.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if not self.slices:
+            return self
+        rows = tuple(read_slices(self.slices))
+        return replace(self, key=rows_key(self.made, rows), rows=rows, slices=(), made=())
 
 
 Work = Callable[[Batch, PartReport], Iterable[Mapping[str, Any]]]
@@ -169,6 +187,11 @@ def digest(*values: Any) -> str:
     for value in values:
         out.update(json.dumps(value, sort_keys=True, ensure_ascii=True).encode() + b"\n")
     return out.hexdigest()
+
+
+def rows_key(made: tuple[Any, ...], rows: Iterable[RawRow]) -> str:
+    """The key of a part that is made from rows: they, with all that decides what becomes of them."""
+    return digest(*made, [[raw.where, raw.value, raw.error] for raw in rows])
 
 
 def file_digest(path: Path) -> str:
@@ -223,31 +246,68 @@ def _one(make_work: Callable[[Any], Work], settings: str, folder: Path, batch: B
     return make_part(folder, batch, _worker["work"])
 
 
-class Workers:
-    """Processes that make parts of one stage after the other; 1 works in this process.
+class Workers(Protocol):
+    """Whoever makes the parts of one stage after the other; a context that ends with the last stage."""
+
+    def __enter__(self) -> Workers: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(
+        self, folder: Path, batches: Iterable[Batch], make_work: Callable[[Any], Work], settings: Any
+    ) -> Iterator[PartReport]:
+        """The reports of all parts in their order; those that were there already say so."""
+        ...
+
+    def batches(self, source: Source, made: tuple[Any, ...], rows: int, first: int) -> Iterator[Batch] | None:
+        """A source's batches if the workers read it themselves, each of so many rows, numbered from ``first``; else None."""
+        ...
+
+
+class LocalWorkers:
+    """Processes of this machine; 1 works in this process.
 
     Spawned, not forked: this process may hold threads (progress bar, tokenizers), which a fork would copy half-way. They start with the
     first part that has to be made.
     """
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self._count = count
         self._pool = ProcessPoolExecutor(count, get_context("spawn")) if count > 1 else None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def make(
+    def batches(self, source: Source, made: tuple[Any, ...], rows: int, first: int) -> Iterator[Batch] | None:
+        """None: this process reads, and hands the rows on."""
+        return None
+
+    def run(
+        self, folder: Path, batches: Iterable[Batch], make_work: Callable[[Any], Work], settings: Any
+    ) -> Iterator[PartReport]:
+        """The reports of all parts in their order; some batches ahead of it are being worked on."""
+        waiting: deque[Future[PartReport] | PartReport] = deque()
+        for batch in batches:
+            waiting.append(finished(folder, batch) or self._make(make_work, json.dumps(settings), folder, batch))
+            while len(waiting) >= (_AHEAD * self._count if self._pool else 1):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def _make(
         self, make_work: Callable[[Any], Work], settings: str, folder: Path, batch: Batch
     ) -> Future[PartReport] | PartReport:
-        """A part, or the promise of one."""
         if self._pool is None:
             return _one(make_work, settings, folder, batch)
         return self._pool.submit(_one, make_work, settings, folder, batch)
+
+
+def _result(value: Future[PartReport] | PartReport) -> PartReport:
+    return value if isinstance(value, PartReport) else value.result()
 
 
 def run_parts(
@@ -274,27 +334,11 @@ def run_parts(
     """
     folder.mkdir(parents=True, exist_ok=True)
     reports: list[PartReport] = []
-    waiting: deque[Future[PartReport] | PartReport] = deque()
-    reused = 0
-
-    def done() -> None:
-        reports.append(_result(waiting.popleft()))
-        progress(reports[-1].rows_in)
-
-    for batch in batches:
-        old = finished(folder, batch)
-        reused += old is not None
-        waiting.append(old or workers.make(make_work, json.dumps(settings), folder, batch))
-        while len(waiting) >= (_AHEAD * workers.count if workers.count > 1 else 1):
-            done()
-    while waiting:
-        done()
+    for report in workers.run(folder, batches, make_work, settings):
+        reports.append(report)
+        progress(report.rows_in)
     _remove_surplus(folder, len(reports))
-    return reports, reused
-
-
-def _result(value: Future[PartReport] | PartReport) -> PartReport:
-    return value if isinstance(value, PartReport) else value.result()
+    return reports, sum(report.reused for report in reports)
 
 
 def _remove_surplus(folder: Path, parts: int) -> None:

@@ -15,7 +15,7 @@
     RUN/report.html
 
 A stopped curation is run again with the same command: parts that are whole and made from the same rows by the same rules are taken as
-they stand. So the bytes do not depend on where it was stopped, nor on how many processes worked.
+they stand. So the bytes do not depend on where it was stopped, nor on how many processes worked, nor on which machines.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tqdm import tqdm
 from sft.curate import clean, clusters, duplicates, split
 from sft.curate.identity import identity_chats
 from sft.curate.mixing import write_mix
-from sft.curate.parts import Batch, PartReport, Work, Workers, digest, part_path, run_parts, total
-from sft.curate.recipe import IDENTITY, CurateRecipe
+from sft.curate.parts import Batch, LocalWorkers, PartReport, Work, Workers, digest, part_path, rows_key, run_parts, total
+from sft.curate.recipe import IDENTITY, CurateRecipe, OutputSection
 from sft.curate.scratch import with_tokenizer
 from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.data.sources import fingerprint, raw_rows, with_format
@@ -97,9 +97,18 @@ def curate(recipe: CurateRecipe, *, until: Stage = "mix", progress: bool = True)
 
     Raises:
         DataError: sources that cannot be read, no rows left, or a refusal of a stage.
+        InputError: ``output.ray`` without Ray, or without a cluster there.
     """
-    with Workers(recipe.output.workers or os.cpu_count() or 1) as workers:
+    with _workers(recipe.output) as workers:
         return _curate(recipe, until, workers, progress)
+
+
+def _workers(section: OutputSection) -> Workers:
+    if section.ray is None:
+        return LocalWorkers(section.workers or os.cpu_count() or 1)
+    from sft.curate.ray_workers import RayWorkers  # here: Ray is an extra, and few have more than one machine
+
+    return RayWorkers(section.ray, section.workers, code_fingerprint())
 
 
 def _curate(recipe: CurateRecipe, until: Stage, workers: Workers, progress: bool) -> Curation:
@@ -122,7 +131,7 @@ def _curate(recipe: CurateRecipe, until: Stage, workers: Workers, progress: bool
     settings = {"rules": [rule.model_dump(mode="json") for rule in recipe.rules], "formats": formats}
     source_rows = _source_rows(recipe, formats)
     made = digest(code, settings["rules"], _files_of(recipe))
-    last, reports = "clean", stage("clean", _batches(source_rows, recipe, made, formats), clean.make_clean, settings)
+    last, reports = "clean", stage("clean", _batches(source_rows, recipe, made, formats, workers), clean.make_clean, settings)
     if until != "clean" and recipe.dedup is not None:
         section = recipe.dedup.model_dump(mode="json")
         before = list(_following(folder / last, reports, digest(code, section)))
@@ -176,14 +185,23 @@ def _source_rows(recipe: CurateRecipe, formats: dict[str, tuple[str, Mapping[str
 
 
 def _batches(
-    sources: Sequence[tuple[str, Iterator[RawRow]]], recipe: CurateRecipe, made: str, formats: Mapping[str, Any]
+    sources: Sequence[tuple[str, Iterator[RawRow]]],
+    recipe: CurateRecipe,
+    made: str,
+    formats: Mapping[str, Any],
+    workers: Workers,
 ) -> Iterator[Batch]:
     """The rows of the sources in batches; none holds rows of two sources."""
-    index = 0
-    for label, rows in sources:
-        while some := tuple(islice(rows, recipe.output.rows_per_part)):
-            key = digest(made, label, formats[label], [[raw.where, raw.value, raw.error] for raw in some])
-            yield Batch(index, label, key, rows=some)
+    index, size = 0, recipe.output.rows_per_part
+    for source, (label, rows) in zip(recipe.sources, sources, strict=True):
+        why = (made, label, formats[label])
+        if (sliced := workers.batches(source, why, size, index)) is not None:
+            for batch in sliced:
+                yield batch
+                index += 1
+            continue
+        while some := tuple(islice(rows, size)):
+            yield Batch(index, label, rows_key(why, some), rows=some)
             index += 1
 
 

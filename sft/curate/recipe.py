@@ -56,6 +56,9 @@ class OutputSection(Section):
     """Rows worked on, written and resumed together. Changes no row of the result."""
     workers: int | None = Field(default=None, ge=1)
     """Processes; null is one for each core. Changes no byte of the result."""
+    ray: str | None = None
+    """Ray cluster whose machines work: ``local`` starts one here, ``auto`` joins the one that this machine belongs to, ``HOST:PORT`` that
+    one; null works without Ray. Needs the extra ``ray``. Changes no byte of the result."""
 
 
 class CurateRecipe(Section):
