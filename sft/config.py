@@ -58,7 +58,7 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
             continue
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError):
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError):  # the last two: "\U00110000"
             document.faults.append(Fault("--set", name, f"the value {text!r} is not valid YAML"))
             continue
         walker = Walker("--set")

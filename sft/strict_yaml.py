@@ -22,7 +22,9 @@ Key = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?[0-9]+")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_MOST_DIGITS = 1000  # Python writes and reads no more than 4,300, a number in hexadecimal digits takes 1.2 times as many
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_HALF = re.compile(r"[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")  # of a surrogate pair: "\ud800"
 
 
 @dataclass(slots=True)
@@ -57,17 +59,17 @@ def dotted(key: Key) -> str:
 
 
 def parse_scalar(text: str) -> Any:
-    """Resolve one plain scalar by the YAML 1.2 core schema. Infinite and NaN raise ``ValueError``: no knob takes them."""
+    """Resolve one plain scalar by the YAML 1.2 core schema. What no knob takes raises ``ValueError``: infinite, NaN, a number of pages."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE"):
         return True
     if text in ("false", "False", "FALSE"):
         return False
-    if _INT.fullmatch(text):
-        return int(text)
-    if _BASED.fullmatch(text):
-        return int(text, 0)
+    if _INT.fullmatch(text) or _BASED.fullmatch(text):
+        if len(text) > _MOST_DIGITS:
+            raise ValueError(f"a number of {len(text):,} digits is too large")
+        return int(text) if _INT.fullmatch(text) else int(text, 0)
     if _FLOAT.fullmatch(text):
         value = float(text)
         if math.isinf(value):
@@ -125,6 +127,9 @@ class Walker:
             if not isinstance(name_node, yaml.ScalarNode) or not isinstance(name, str):
                 self.fault(name_node, key, "a key must be plain text")
                 continue
+            if half := _HALF.search(name):
+                self.fault(name_node, key, f"a key holds half a character, U+{ord(half[0]):04X}")
+                continue
             if self._tagged(name_node, (*key, name)):
                 continue
             if name in out:
@@ -136,6 +141,9 @@ class Walker:
         return out
 
     def _scalar(self, node: yaml.ScalarNode, key: Key) -> Any:
+        if half := _HALF.search(node.value):
+            self.fault(node, key, f"the text holds half a character, U+{ord(half[0]):04X}")
+            return None
         if node.style is not None:  # quoted or block text is always a string
             return node.value
         try:
@@ -163,7 +171,7 @@ def read_yaml(path: str | Path) -> Document:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError([Fault(f"{name}:{line}", "", f"not valid YAML: {error.problem}")]) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: \U00110000, %YAML 9999...9
         raise RecipeError([Fault(name, "", f"not valid YAML: {str(error).splitlines()[0]}")]) from None
     walker = Walker(name)
     if not isinstance(node, yaml.MappingNode):

@@ -197,6 +197,27 @@ def test_control_characters_make_one_line() -> None:
     assert "\n" not in fault
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('a: "\\U00110000"\n', "bad.yaml: not valid YAML: chr() arg not in range(0x110000)"),
+        ('a: "\\UFFFFFFFF"\n', "bad.yaml: not valid YAML: Python int too large to convert to C int"),
+    ],
+)
+def test_escapes_of_no_character_are_faults_not_crashes(text: str, fault: str) -> None:
+    assert faults(text) == [fault]
+
+
+def test_numbers_of_pages_and_half_characters_are_faults_at_their_place() -> None:
+    text = f'a: 0x{"f" * 5000}\nb: {"9" * 5000}\nc: "\\ud800"\n"\\udc00": 1\n'
+    assert faults(RECIPE + text)[:4] == [
+        "bad.yaml:16: a: a number of 5,002 digits is too large",
+        "bad.yaml:17: b: a number of 5,000 digits is too large",
+        "bad.yaml:18: c: the text holds half a character, U+D800",
+        "bad.yaml:19: a key holds half a character, U+DC00",
+    ]
+
+
 def test_very_deep_nesting_is_a_fault_not_a_crash() -> None:
     (fault,) = faults("a: " + "[" * 3000 + "]" * 3000)
     assert fault.startswith("bad.yaml: not valid YAML: ")
@@ -413,6 +434,8 @@ def test_an_edit_heals_a_fault_of_the_file() -> None:
         ("train.epochs.x=3", "--set: train.epochs.x: there is no train.epochs.x to set"),
         ("train.epochs.x.y=3", "--set: train.epochs.x.y: there is no train.epochs.x to set a value in"),
         ("train.epochs=[", "--set: train.epochs: the value '[' is not valid YAML"),
+        ('train.epochs="\\U00110000"', "--set: train.epochs: the value '\"\\\\U00110000\"' is not valid YAML"),
+        (f"train.epochs=0x{'f' * 5000}", "--set: train.epochs: a number of 5,002 digits is too large"),
         ("train.epochs=.inf", "--set: train.epochs: .inf is not a usable number; write a finite one"),
         ("train.epochs=-1", "--set: train.epochs: input should be greater than 0, got -1"),
         ("plan={gpus: 1, gpus: 2}", "--set: plan: this key was already given on line 1; keep one"),

@@ -63,7 +63,7 @@ CONTAINER = re.compile(
 _SITE = re.compile(rf"""<\w[^<>]*\bclass="(?:[^"<>]*{_ANSWER}|[^"<>]*(?<![\w!-])!whitespace-pre\b|[^"<>]*\bkatex-mathml\b)""")
 _TOOLBAR = re.compile(r"""(?<!\\)<pre\b[^<>]*>\s*<div\b[^<>]*\bclass="[^"<>]*\brounded-md\b[^<>]*>""")
 _MARKDOWN_CODE = re.compile(
-    r"^[ \t>*+\-\d.)]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z)|(?P<ticks>(?<!`)`+(?!`)).+?(?<!`)(?P=ticks)(?!`)",
+    r"^[ \t>*+\-\d.)]*(?P<fence>`{3,}+|~{3,}+).*?(?:^[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z)|(?P<ticks>(?<!`)`+(?!`)).+?(?<!`)(?P=ticks)(?!`)",
     re.DOTALL | re.MULTILINE,
 )
 _PROSE: Final = _words(

@@ -20,14 +20,16 @@ from typing import Final
 from sft.curate.html_tags import decoded
 from sft.curate.markdown_blocks import BREAK, Frame, cell, code_span, fenced, flat, item, joined, link, table
 
-_LINE_BREAK = re.compile(r"[ \t\r\f]*\n[ \t\r\n\f]*")
+_LINE_BREAK = re.compile(r"(?<![ \t\r\f])[ \t\r\f]*\n[ \t\r\n\f]*")
 _SPACES = re.compile(r"[\t\r\f ]{2,}|[\t\r\f]")
 _FIRST = re.compile(
     r"(?P<number>\d{1,9})(?=[.)](?:\s|$))|[-+*](?=\s|$)|\#{1,6}(?=\s|$)|>|`{3,}(?=[^`\n]*(?:\n|$))|~{3,}|(?:[-*_][ ]*){3,}(?=\n|$)"
     r"|\[[^\]\n]+\]:\s*\S+[ ]*(?:[\"'(][^\n]*)?(?=\n|$)"
 )
+# possessive, so that a long line of dashes and bars is gone over once
 _NEXT = re.compile(
-    r"\n(?=[-+*] +\S|1[.)] +\S|\#{1,6}(?: |$)|>|`{3,}[^`\n]*$|~{3,}|(?:[-*_] *){3,}$|=+ *$|-+ *$|[ |:-]*-[ |:-]*\|[ |:-]*$|\|[ :-]*-[ :-]*$)",
+    r"\n(?=[-+*] +\S|1[.)] +\S|\#{1,6}(?: |$)|>|`{3,}[^`\n]*$|~{3,}|(?:[-*_] *+){3,}+$|=+ *$|-+ *$"
+    r"|(?=[ |:-]++$)[ |:]*+-[ :-]*+\||\|(?=[ :-]++$)[ :]*+-)",
     re.MULTILINE,
 )
 _BACKSLASH = re.compile(r"(?<!\\)\\(?:\\\\)*(?=\n)")

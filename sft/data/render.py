@@ -160,7 +160,7 @@ class Renderer:
             )
         except jinja2.TemplateError as error:
             raise RenderRefused("template_refused", f"the template {self.template.name} refused: {error.message}") from None
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise RenderRefused("template_refused", f"the template {self.template.name} failed: {error}") from None
 
     def _served(self, turns: Sequence[Turn], prompt: bool) -> str:

@@ -187,11 +187,16 @@ def load_template(name: str, *, system: str | None = None, tokenizer_source: str
         compile_template(found.source)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"{name}:{error.lineno}: not a valid Jinja template: {error.message}") from None
+    except (SyntaxError, RecursionError, ValueError) as error:  # {% break %} within {% generation %}, a number of 5,000 digits
+        raise TemplateError(f"{name}: not a valid Jinja template: {error}") from None
     return found
 
 
 def _from_file(name: str, path: Path, own: bool) -> ChatTemplate:
-    source = path.read_text(encoding="utf-8")
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     header = _header(source, path) if own or source.startswith("{#") else {}
     roles = tuple(header.get("roles", "system user assistant tool").split())
     unknown = [role for role in roles if role not in ROLES]

@@ -355,4 +355,16 @@ def test_a_page_of_great_depth_or_length_is_read() -> None:
         '<a href="',
     ):
         assert to_markdown(tag * 20_000 + "<p>q</p>").count("q") == 1  # not read to the end again and again
+    for unit in (
+        "-",
+        "-|",
+        "|-",
+        ":-",
+        "- ",
+        " ",
+        "\t",
+        "=",
+        "`",
+    ):  # a line that is nearly a rule or the row below a table's header
+        assert to_markdown(f"a\n{unit * (60_000 // len(unit))}q").count("q") == 1
     assert len(to_markdown("<p>word word</p>\n" * 20_000)) == 20_000 * len("word word\n\n") - 2

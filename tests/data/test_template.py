@@ -187,12 +187,34 @@ def test_a_system_message_with_reserved_characters_is_refused() -> None:
         ("{% if %}", r"own\.jinja:1: not a valid Jinja template"),
         ("{#\nstop: </s>\n#}", r"own\.jinja:1: stop: </s> is neither eos nor a quoted string"),
         ("{#\nroles: user bot\n#}", r"own\.jinja:1: unknown role 'bot' in the header; known are system, user"),
+        (
+            "{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}",
+            r"own\.jinja: not a valid Jinja template: 'break' outside loop",
+        ),
+        ("{{ " + "9" * 5000 + " }}", r"own\.jinja: not a valid Jinja template: Exceeds the limit"),
+        (
+            "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+            r"own\.jinja: not a valid Jinja template: maximum recursion depth exceeded",
+        ),
     ],
+    ids=["tag", "stop", "roles", "break", "digits", "depth"],
 )
 def test_faults_of_a_template_file_are_named(tmp_path: Path, text: str, fault: str) -> None:
     (tmp_path / "own.jinja").write_text(text, encoding="utf-8")
     with pytest.raises(TemplateError, match=fault):
         load_template(str(tmp_path / "own.jinja"))
+
+
+def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_bytes(b"{{ '\xed\xa0\x80' }}")
+    with pytest.raises(TemplateError, match=r"own\.jinja: cannot be read as UTF-8 text"):
+        load_template(str(tmp_path / "own.jinja"))
+
+
+def test_a_template_that_calls_itself_without_end_refuses_the_row(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", encoding="utf-8")
+    with pytest.raises(RenderRefused, match="failed: maximum recursion depth exceeded"):
+        Renderer(load_template(str(tmp_path / "own.jinja")), TOKENS).render(talk("U", "A"))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 
+# what runs of blanks and of ticks match is never given back (*+): nothing else could match it
 _FENCE = re.compile(
-    r"^[ \t]*(?:[-*+>]|\d+[.)])?[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?:.*?^[ \t>]*(?P=fence)[`~]*[ \t]*$|.*\Z)", re.M | re.S
+    r"^[ \t]*+(?:[-*+>]|\d+[.)])?[ \t]*+(?P<fence>`{3,}+|~{3,}+)[^\n]*\n(?:.*?^[ \t>]*(?P=fence)[`~]*[ \t]*$|.*\Z)", re.M | re.S
 )
 _INLINE = re.compile(r"(?<!`)``(?!`)[^\n]{1,400}?(?<!`)``(?!`)|(?<!`)`(?!`)[^`\n]{1,400}`(?!`)")
 _COMMANDS = (

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft.curate.rules.prose import without_code
 from tests.curate.rules.talks import answer, check_drop, rule, said, talk, turns
 
 STUCK = [
@@ -118,3 +119,10 @@ def test_two_ones_count_if_asked_and_questions_never() -> None:
     check_drop(rule("broken_list", items=2, action="drop_chat").apply(answer("1. a\n1. b")), "broken_list", "")
     chat = talk("u 1. a\n1. b\n1. c", "a Fine.")
     assert rule("broken_list").apply(chat) is chat
+
+
+@pytest.mark.parametrize("start", ["```", "~~~", "`\n", "`\n- "])
+def test_code_is_told_from_prose_in_one_pass(start: str) -> None:
+    """Fences and blanks without end, of which each shorter one could be tried too."""
+    for unit in "`~ ":
+        assert len(without_code(start + unit * 200_000 + "x")) == len(start) + 200_001
