@@ -2,9 +2,9 @@
 
 ``python benchmarks/cache.py --rows 1000000`` writes that many short made-up rows in Alpaca's form into a temporary folder (``--folder``
 for another place of it), trains a small byte-level BPE on the first of them, and prepares them. Each measurement has a process of its
-own. Its times begin behind the imports and the loading of the tokenizer; its memory is the peak of the whole process, both included,
-beside what stood before the preparation began. The second start finds the files in the page cache, as a start right behind another
-does.
+own. Its times, of the clock and of the CPU, begin behind the imports and the loading of the tokenizer; its memory is the peak of the whole
+process, both included, beside what stood before the preparation began. The second start finds the files in the page cache, as a start
+right behind another does.
 
 A last preparation, into a folder of its own, is killed (SIGKILL) when half of its shards stand, and goes on; every file is compared.
 """
@@ -118,9 +118,9 @@ def child(folder: Path, place: str) -> None:
 
     sources.fingerprint = timed("fingerprint", sources.fingerprint)
     cache.CacheFolder.load = timed("verify and map", cache.CacheFolder.load)  # type: ignore[method-assign]  # only to time it
-    before, begin = peak(), time.perf_counter()
+    before, begin, cpu = peak(), time.perf_counter(), time.process_time()
     made = dataset.prepare(recipe, tokenizer, encoder, progress=False)
-    whole = time.perf_counter() - begin
+    whole, cpu = time.perf_counter() - begin, time.process_time() - cpu
     begin = time.perf_counter()
     lengths, trained, source_of = made.train.lengths, made.train.trained, made.train.source_of
     parts["lengths, trained, source_of"] = time.perf_counter() - begin
@@ -130,7 +130,15 @@ def child(folder: Path, place: str) -> None:
     for row in chosen:
         made.train.row(row)
     asked = time.perf_counter() - begin
-    told = {"cached": made.cached, "seconds": whole, "parts": parts, "asked": asked, "before": before, "peak": peak()}
+    told = {
+        "cached": made.cached,
+        "seconds": whole,
+        "cpu": cpu,
+        "parts": parts,
+        "asked": asked,
+        "before": before,
+        "peak": peak(),
+    }
     print(json.dumps({**told, "tokens": int(lengths.sum() + made.holdout.lengths.sum()), "encoded": made.report["encoded"]}))
 
 
@@ -177,7 +185,8 @@ def measure(folder: Path, count: int) -> None:
     shards = sum(name.endswith("shard.json") for name in written)
     on_disk = sum(path.stat().st_size for path in written.values())
     seconds, tokens = first["seconds"], first["tokens"]
-    print(f"prepared in {seconds:.1f} s: {count / seconds:,.0f} rows/s, {tokens / seconds:,.0f} tokens/s ({tokens:,} tokens)")
+    speed = f"{count / seconds:,.0f} rows/s, {tokens / seconds:,.0f} tokens/s ({tokens:,} tokens)"
+    print(f"prepared in {seconds:.1f} s ({first['cpu']:.1f} s of CPU): {speed}")
     print(f"  {first['encoded']}")
     print(f"  peak memory {first['peak']:,.0f} MiB, {first['before']:,.0f} of them before it began")
     print(f"  {on_disk / 2**20:,.0f} MiB on disk in {shards} shards, {len(written)} files", flush=True)
@@ -188,14 +197,17 @@ def measure(folder: Path, count: int) -> None:
         parts = "; ".join(f"{name} {value:.3f}" for name, value in again["parts"].items())
         asked = f"{ASKED} random rows {again['asked'] * 1000:.1f} ms"
         grown = again["peak"] - again["before"]
-        print(f"start {number + 2}: {again['seconds']:.3f} s ({parts}); {asked}; memory +{grown:,.0f} MiB", flush=True)
+        print(
+            f"start {number + 2}: {again['seconds']:.3f} s, {again['cpu']:.3f} s of CPU ({parts}); {asked}; memory +{grown:,.0f} MiB",
+            flush=True,
+        )
     stood = kill_halfway(folder, shards)
     gone_on = result(launch(folder, "killed"))
     other = files(folder / "killed")
     same = other.keys() == written.keys() and all(
         path.read_bytes() == other[name].read_bytes() for name, path in written.items()
     )
-    rest = f"went on in {gone_on['seconds']:.1f} s, peak memory {gone_on['peak']:,.0f} MiB"
+    rest = f"went on in {gone_on['seconds']:.1f} s ({gone_on['cpu']:.1f} s of CPU), peak memory {gone_on['peak']:,.0f} MiB"
     print(f"killed when {stood} of {shards} shards stood; {rest}; every byte {'the same' if same else 'NOT the same'}")
     assert same
 

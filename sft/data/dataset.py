@@ -324,7 +324,10 @@ def choose_holdout(marks: npt.NDArray[np.uint64], wanted: int | float, seed: int
             keys += hashlib.sha256(f"{seed}:{mark}".encode()).digest()[:8]
     ranked = np.argsort(np.frombuffer(keys, dtype=">u8"), kind="stable")
     enough = int(np.searchsorted(np.cumsum(sizes[ranked]), count)) + 1
-    return np.isin(marks, unique[ranked[:enough]])
+    chosen = np.sort(unique[ranked[:enough]])
+    del unique, sizes, keys, ranked  # all of them per row, as is what comes now
+    held: npt.NDArray[np.bool_] = chosen[np.minimum(np.searchsorted(chosen, marks), len(chosen) - 1)] == marks
+    return held
 
 
 def running_numbers(count: int) -> Any:
