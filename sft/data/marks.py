@@ -130,9 +130,12 @@ class Disguise:
         core = message.strip()
         if len(core) < len(message):
             ranges += self._edges(core, message.find(core))
-        for start, end in ranges:
-            message = message[:start] + message[start:end].translate(self._hide) + message[end:]
-        return message
+        parts, done = [], 0
+        for start, end in sorted(ranges):
+            if end > done:  # they may overlap
+                parts += [message[done:start], message[max(start, done) : end].translate(self._hide)]
+                done = end
+        return "".join(parts) + message[done:]
 
     def uncover(self, text: str) -> tuple[str, tuple[Span, ...]]:
         """The text without disguise, and where the special tokens stand that the template wrote."""

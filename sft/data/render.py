@@ -15,10 +15,11 @@ import jinja2
 
 from sft.data.conversation import Conversation, Role, Turn, fold_inputs
 from sft.data.frame import Frame, fillers
-from sft.data.marks import PRIVATE, PRIVATE_FIRST, Disguise, compile_template, take_marks, without_marks
+from sft.data.marks import PRIVATE_FIRST, PRIVATE_LAST, Disguise, compile_template, take_marks, without_marks
 from sft.data.template import ChatTemplate, Filled, Rendered, RenderRefused, SpecialTokens
 
 _MOST_FRAMES = 1 << 10
+_UNWRITABLE = re.compile(f"[\ud800-\udfff{PRIVATE_FIRST}-{PRIVATE_LAST}]")
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class Renderer:
         if frame is None:
             return self._render(self._with_system(self.turns_of(conversation)))
         for message in messages:
-            _refuse_private(message)
+            _refuse_unwritable(message)
         return Filled(frame, messages)
 
     def _frame(self, roles: tuple[Role, ...]) -> Frame | None:
@@ -115,7 +116,7 @@ class Renderer:
         Raises:
             RenderRefused: a turn that the template cannot write.
         """
-        return self._known_turns(conversation, _refuse_private)
+        return self._known_turns(conversation, _refuse_unwritable)
 
     def _known_turns(self, conversation: Conversation, check: Callable[[str], object] = len) -> tuple[Turn, ...]:
         if "input" not in self.template.roles:
@@ -235,9 +236,13 @@ class Renderer:
         raise RenderRefused("stop_not_rendered", "no stop token follows the answer, so the model could never learn to stop")
 
 
-def _refuse_private(message: str) -> None:
-    if not message.isascii() and PRIVATE.search(message):
+def _refuse_unwritable(message: str) -> None:
+    if message.isascii() or not (found := _UNWRITABLE.search(message)):
+        return
+    if found[0] >= PRIVATE_FIRST:
         raise RenderRefused("private_use_character", "the text contains plane 16 private-use characters; remove them")
+    # no row has one, but what somebody types may
+    raise RenderRefused("unpaired_surrogate", f"the text holds half a character, U+{ord(found[0]):04X}; remove it")
 
 
 def _same(served: str, trained: str, what: str) -> None:

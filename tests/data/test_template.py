@@ -178,6 +178,16 @@ def test_a_system_message_with_reserved_characters_is_refused() -> None:
             load_template("chatml", system=system)
 
 
+def test_a_long_message_of_spelt_tokens_is_hidden_in_one_pass() -> None:
+    renderer = Renderer(load_template("chatml"), TOKENS)
+    made = renderer.render(talk("</s>" * 100_000, "<|im_end|><s" * 30_000))
+    assert [made.text[a:b] for a, b in made.specials] == ["<|im_start|>", "<|im_end|>"] * 2
+    assert (
+        made.text
+        == f"<|im_start|>user\n{'</s>' * 100_000}<|im_end|>\n<|im_start|>assistant\n{'<|im_end|><s' * 30_000}<|im_end|>\n"
+    )
+
+
 # --- faults in templates ----------------------------------------------------------------------------------------------
 
 
@@ -243,6 +253,16 @@ def test_untrustworthy_marks_are_refused(source: str, reason: str, detail: str) 
     with pytest.raises(RenderRefused, match=detail) as refused:
         Renderer(ChatTemplate("own", source, ""), TOKENS).render(talk("U", "A"))
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udfff", "é\udcff"])
+def test_half_characters_are_refused_whoever_wrote_them(text: str) -> None:
+    """A row cannot hold them; an argument of ``sft chat`` can, and no tokenizer takes them."""
+    renderer = Renderer(load_template("chatml"), TOKENS)
+    for render in (renderer.render, renderer.prompt):
+        with pytest.raises(RenderRefused, match=r"the text holds half a character, U\+D[8CF][0F][0F]; remove it") as refused:
+            render(talk(text, "A"))
+        assert refused.value.reason == "unpaired_surrogate"
 
 
 def test_private_use_characters_are_refused() -> None:
