@@ -55,7 +55,7 @@ class OutputSection(Section):
     rows_per_part: int = Field(default=2000, ge=1)
     """Rows worked on, written and resumed together. Changes no row of the result."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes; null is one for each core. Changes no byte of the result."""
+    """Processes; null is one for each core, with ``ray`` for each of the cluster. Changes no byte of the result."""
     ray: str | None = None
     """Ray cluster whose machines work: ``local`` starts one here, ``auto`` joins the one that this machine belongs to, ``HOST:PORT`` that
     one; null works without Ray. Needs the extra ``ray``. Changes no byte of the result."""
