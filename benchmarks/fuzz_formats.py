@@ -131,6 +131,9 @@ class Formats:
                 whole = one in ("moss", "messages", "prompt_completion")
                 require(whole or all(turn.content in said for turn in turns), "texts are those of the row")
                 require(turns[-1].role == "assistant", "the last turn is an answer")
+                require(all(_is_text(turn.content) for turn in turns), "no NUL and no half character is read")
+                spoken = [turn.content for turn in turns if turn.role in ("user", "assistant")]
+                require(all(text.strip() for text in spoken), "nobody says nothing")
                 if all(turn.role != "input" for turn in turns):
                     entries = [{"role": t.role, "content": t.content, "train": t.train} for t in turns]
                     again = FORMATS["messages"]({"messages": entries}, {}).conversations
@@ -192,6 +195,10 @@ class Formats:
             counts["recipe refused"] += 1
             return
         counts["recipe read"] += 1
+
+
+def _is_text(text: str) -> bool:
+    return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
 
 
 def _strings(value: Any) -> list[str]:

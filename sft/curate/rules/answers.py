@@ -105,20 +105,13 @@ class RefusalRule(RuleBase):
         return self
 
     def apply(self, chat: Chat) -> Chat | Drop:
-        at = 0
-        while at < len(chat.messages):
-            message = chat.messages[at]
-            asked = chat.messages[at - 1].text if at else ""
-            found = self._refusal(asked, message.text) if message.role == ASSISTANT else None
-            if found is None:
-                at += 1
-                continue
-            detail = f"{place(chat, at)} only refuses: {shown(found)}"
-            left = refuse(chat, at, self.action, "refusal", detail)
-            if isinstance(left, Drop):
-                return left
-            chat, at = left, 0
-        return chat
+        return refuse(chat, self.action, self._judged)
+
+    def _judged(self, chat: Chat, at: int) -> tuple[str, str] | None:
+        message = chat.messages[at]
+        asked = chat.messages[at - 1].text if at else ""
+        found = self._refusal(asked, message.text) if message.role == ASSISTANT else None
+        return None if found is None else ("refusal", f"{place(chat, at)} only refuses: {shown(found)}")
 
     def _refusal(self, asked: str, text: str) -> str | None:
         """The words of refusal, if a text is nothing else."""

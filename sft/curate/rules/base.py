@@ -82,27 +82,40 @@ def rounds(messages: Sequence[Message]) -> tuple[Messages, list[Messages]]:
     return tuple(messages[: starts[0]]), [tuple(messages[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
-def refuse(chat: Chat, at: int, action: Removal, reason: str, detail: str) -> Chat | Drop:
-    """Take out the round that holds message ``at``, or the conversation.
+def refuse(chat: Chat, action: Removal, judge: Callable[[Chat, int], tuple[str, str] | None]) -> Chat | Drop:
+    """Take out each round that holds a refused message, or the conversation.
 
     Also the conversation if no answer is left. A refused message before the first user turn is taken out alone.
+
+    Args:
+        chat: the conversation.
+        action: what to do about a refused message.
+        judge: the reason and the detail if a message (its place from 0) is refused, by its text and that of the one before it.
     """
-    if action == "drop_chat":
-        return chat.drop(reason, detail)
-    messages = chat.messages
-    start = at
-    while start > 0 and messages[start].role != USER:
-        start -= 1
-    if messages[start].role != USER:  # nobody asked
-        kept = messages[:at] + messages[at + 1 :]
-    else:
-        end = start + 1
-        while end < len(messages) and messages[end].role != USER:
-            end += 1
-        kept = messages[:start] + messages[end:]
-    if not any(message.role == ASSISTANT for message in kept):
-        return chat.drop(reason, detail)
-    return chat.with_messages(kept)
+    at = 0
+    while at < len(chat.messages):
+        fault = judge(chat, at)
+        if fault is None:
+            at += 1
+            continue
+        begin, end = _round_of(chat.messages, at)
+        kept = chat.messages[:begin] + chat.messages[end:]
+        if action == "drop_chat" or not any(message.role == ASSISTANT for message in kept):
+            return chat.drop(*fault)
+        chat, at = chat.with_messages(kept), begin  # what stands before was judged already
+    return chat
+
+
+def _round_of(messages: Messages, at: int) -> tuple[int, int]:
+    """Where the round with a message begins and ends; of one that nobody asked for, itself."""
+    begin, end = at, at + 1
+    while begin > 0 and messages[begin].role != USER:
+        begin -= 1
+    if messages[begin].role != USER:
+        return at, at + 1
+    while end < len(messages) and messages[end].role != USER:
+        end += 1
+    return begin, end
 
 
 def place(chat: Chat, at: int) -> str:

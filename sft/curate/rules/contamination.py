@@ -48,23 +48,17 @@ class ContaminationRule(RuleBase):
         return _evaluation(self.files, self.fields, self.ngram)
 
     def apply(self, chat: Chat) -> Chat | Drop:
-        sets = self.texts()
-        at = 0
-        while at < len(chat.messages):
-            message = chat.messages[at]
-            found = None
-            if message.role in self.roles:
-                found = sets.find(message.text if self.code else without_code(message.text))
-            if found is None:
-                at += 1
-                continue
-            reason = "in_evaluation_set" if found.exact else "overlaps_evaluation_set"
-            detail = f"{place(chat, at)} shares {shown(found.text)} with {found.where}"
-            left = refuse(chat, at, self.action, reason, detail)
-            if isinstance(left, Drop):
-                return left
-            chat, at = left, 0
-        return chat
+        return refuse(chat, self.action, self._judged)
+
+    def _judged(self, chat: Chat, at: int) -> tuple[str, str] | None:
+        message = chat.messages[at]
+        if message.role not in self.roles:
+            return None
+        found = self.texts().find(message.text if self.code else without_code(message.text))
+        if found is None:
+            return None
+        reason = "in_evaluation_set" if found.exact else "overlaps_evaluation_set"
+        return reason, f"{place(chat, at)} shares {shown(found.text)} with {found.where}"
 
 
 @lru_cache(maxsize=8)

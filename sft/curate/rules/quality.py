@@ -38,18 +38,12 @@ class RepetitionRule(RuleBase):
     """A sequence of up to 32 words (CJK characters) that follows itself, so long in all, and at least six times."""
 
     def apply(self, chat: Chat) -> Chat | Drop:
-        at = 0
-        while at < len(chat.messages):
-            message = chat.messages[at]
-            found = self._fault(message.text) if message.role in self.roles else None
-            if found is None:
-                at += 1
-                continue
-            left = refuse(chat, at, self.action, found[0], f"{place(chat, at)} repeats {found[1]}")
-            if isinstance(left, Drop):
-                return left
-            chat, at = left, 0
-        return chat
+        return refuse(chat, self.action, self._judged)
+
+    def _judged(self, chat: Chat, at: int) -> tuple[str, str] | None:
+        message = chat.messages[at]
+        found = self._fault(message.text) if message.role in self.roles else None
+        return None if found is None else (found[0], f"{place(chat, at)} repeats {found[1]}")
 
     def _fault(self, text: str) -> tuple[str, str] | None:
         text = without_code(text)
@@ -174,18 +168,12 @@ class BrokenListRule(RuleBase):
     def apply(self, chat: Chat) -> Chat | Drop:
         if self.action == "renumber":
             return of_roles((ASSISTANT,), self._renumbered, chat)
-        at = 0
-        while at < len(chat.messages):
-            message = chat.messages[at]
-            broken = message.role == ASSISTANT and bool(self._broken(message.text))
-            if not broken:
-                at += 1
-                continue
-            left = refuse(chat, at, self.action, "broken_list", f"{place(chat, at)} numbers every item of a list 1")
-            if isinstance(left, Drop):
-                return left
-            chat, at = left, 0
-        return chat
+        return refuse(chat, self.action, self._judged)
+
+    def _judged(self, chat: Chat, at: int) -> tuple[str, str] | None:
+        message = chat.messages[at]
+        broken = message.role == ASSISTANT and bool(self._broken(message.text))
+        return ("broken_list", f"{place(chat, at)} numbers every item of a list 1") if broken else None
 
     def _broken(self, text: str) -> list[list[re.Match[str]]]:
         """The items of each broken list, in order."""

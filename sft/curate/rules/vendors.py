@@ -105,18 +105,12 @@ class VendorNamesRule(RuleBase):
         if self.action == "replace":
             made = tuple(Message(m.role, self._replaced(m, names)) if m.role in self.roles else m for m in chat.messages)
             return chat.with_messages(made)
-        at = 0
-        while at < len(chat.messages):
-            message = chat.messages[at]
-            found = next(self._found(message.role, message.text, names), None) if message.role in self.roles else None
-            if found is None:
-                at += 1
-                continue
-            left = refuse(chat, at, self.action, "vendor_name", f"{place(chat, at)} names {shown(found.said)}")
-            if isinstance(left, Drop):
-                return left
-            chat, at = left, 0
-        return chat
+        return refuse(chat, self.action, lambda chat, at: self._judged(chat, at, names))
+
+    def _judged(self, chat: Chat, at: int, names: _Names) -> tuple[str, str] | None:
+        message = chat.messages[at]
+        found = next(self._found(message.role, message.text, names), None) if message.role in self.roles else None
+        return None if found is None else ("vendor_name", f"{place(chat, at)} names {shown(found.said)}")
 
     def _found(self, role: str, text: str, names: _Names) -> Iterator[_Found]:
         """Names in a text, in order, none inside another."""

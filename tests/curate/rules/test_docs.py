@@ -29,9 +29,12 @@ def reasons() -> set[str]:
     found: set[str] = set()
     for path in sorted((ROOT / "sft" / "curate" / "rules").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("drop", "cut", "refuse"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("drop", "cut"):
                 texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
                 found |= {text for text in texts if text.isidentifier()}
+            if isinstance(node, ast.FunctionDef) and node.name == "_judged":
+                pairs = [pair.elts[0] for pair in ast.walk(node) if isinstance(pair, ast.Tuple)]
+                found |= {first.value for first in pairs if isinstance(first, ast.Constant) and isinstance(first.value, str)}
             if isinstance(node, ast.Return | ast.Assign) and node.value is not None:
                 texts = [c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
                 found |= {text for text in texts if re.fullmatch(r"repeated_\w+|\w+_evaluation_set", text)}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sft.curate.chat import Chat, Message, Rule
 from sft.curate.rules import RuleBase, RuleSection
+from sft.curate.rules.base import refuse
 from sft.data.conversation import Drop
 from sft.data.formats import FORMATS
 from tests.curate.rules.talks import rule
@@ -178,3 +179,20 @@ def test_a_section_is_its_own_plain_data(section: dict[str, Any]) -> None:
     assert as_rule.kind == section["kind"]
     assert rule(**json.loads(one.model_dump_json())) == one
     assert hash(one) == hash(rule(**section))
+
+
+def test_rounds_are_taken_out_in_one_pass() -> None:
+    """Each message is judged once; after a round is taken out, the one that moved up is judged against the message before it."""
+    texts = ["q1", "good", "q2", "bad", "q3", "good", "bad", "q4", "bad", "q5", "good"]
+    chat = Chat("c", tuple(Message("user" if text[0] == "q" else "assistant", text) for text in texts))
+    judged: list[tuple[str, str]] = []
+
+    def judge(chat: Chat, at: int) -> tuple[str, str] | None:
+        judged.append((chat.messages[at - 1].text if at else "", chat.messages[at].text))
+        return ("bad", "it is") if chat.messages[at].text == "bad" else None
+
+    left = refuse(chat, "drop_round", judge)
+    assert isinstance(left, Chat)
+    assert [message.text for message in left.messages] == ["q1", "good", "q5", "good"]
+    assert [text for _, text in judged] == texts
+    assert [before for before, text in judged if text[0] == "q"] == ["", "good", "good", "good", "good"]
