@@ -122,11 +122,11 @@ class Cleaning:
             text = draws.page(dice) if dice.random() < 0.7 else draws.mutated(dice, dice.choice(self._pages))
             return ["page", draws.mutated(dice, text) if dice.random() < 0.3 else text]
         if kind < 0.906:
-            row = {
-                "model": "m",
-                "conversations": [{"from": who, "value": draws.stretched(dice, 40_000)} for who in ("human", "gpt")],
-            }
-            return ["rules", [self._rule(dice)], row] if dice.random() < 0.6 else ["page", row["conversations"][0]["value"]]
+            long = draws.stretched(dice, 40_000)
+            row = {"model": "m", "conversations": [{"from": who, "value": long} for who in ("human", "gpt")]}
+            if dice.random() < 0.3:  # many turns, few words
+                row["conversations"] = draws.sharegpt(dice)["conversations"] * 60
+            return ["rules", [self._rule(dice)], row] if dice.random() < 0.6 else ["page", long]
         if kind < 0.95:
             chats = [self._talk(dice) for _ in range(dice.choice((1, 1, 2)))]
             return [
