@@ -1,7 +1,9 @@
-"""Readers under fuzz: row shapes, files of rows in any chunks, shared conversations, recipes."""
+"""Readers under fuzz: row shapes, files of rows in any chunks, damaged packed files, shared conversations, recipes."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
 import re
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_draws as draws
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 from fuzz_law import Broken, require
 
 from selfinstruct.recipe import load_recipe as load_generation
@@ -40,7 +45,7 @@ _LOADERS = {"": load_recipe, "curate": load_curate_recipe, "generate": load_gene
 
 
 class Formats:
-    """Each input is a decoded row, a file, a shared row, or a recipe; see :meth:`check`."""
+    """Each input is a decoded row, a file, a packed file, a shared row, or a recipe; see :meth:`check`."""
 
     name = "formats"
 
@@ -56,9 +61,11 @@ class Formats:
         if kind < 0.62:
             made = draws.sharegpt(dice)
             return ["chat", draws.shaken(dice, made) if dice.random() < 0.3 else made]
-        if kind < 0.98:
+        if kind < 0.96:
             ending = dice.choice((".jsonl", ".json", ".json"))
             return ["file", draws.file_text(dice), ending, dice.choice((1, 2, 3, 5, 17, 100)), dice.choice(["auto", *FORMATS])]
+        if kind < 0.98:
+            return ["packed", *_packed(dice)]
         return [
             "recipe",
             dice.choice(list(_LOADERS)),
@@ -184,6 +191,15 @@ class Formats:
             return
         require(len({one.where for one in kept}) + drops.total == len(rows), "a row is kept or counted as dropped")
 
+    def _check_packed(self, data: bytes, ending: str, counts: Counter[str]) -> None:
+        """Rows, or a damaged file that is refused as a whole."""
+        path = self._folder / f"packed{ending}"
+        path.write_bytes(data)
+        try:
+            counts["rows read of packed files"] += len(list(read_rows(path)))
+        except DataError:
+            counts["packed file refused"] += 1
+
     def _check_recipe(self, kind: str, text: str, overrides: list[str], counts: Counter[str]) -> None:
         """A recipe, or all its faults."""
         path = self._folder / "recipe.yaml"
@@ -195,6 +211,26 @@ class Formats:
             counts["recipe refused"] += 1
             return
         counts["recipe read"] += 1
+
+
+def _packed(dice: random.Random) -> tuple[bytes, str]:
+    """A compressed or a Parquet file with a few bytes lost, changed or put in, and its ending."""
+    packing = dice.choice((".gz", ".zst", ".parquet"))
+    if packing == ".parquet":
+        lists = [["a", None], [], None] if dice.random() < 0.5 else ["x", "y", None]
+        table = pa.table({"instruction": [draws.clean_text(dice) for _ in range(3)], "output": lists})
+        pq.write_table(table, made := io.BytesIO(), compression=dice.choice(("none", "snappy", "zstd")))
+        data, ending = made.getvalue(), packing
+    else:
+        plain = draws.file_text(dice)
+        data = gzip.compress(plain, mtime=0) if packing == ".gz" else zstandard.ZstdCompressor().compress(plain)
+        ending = dice.choice((".json", ".jsonl")) + packing
+    for _ in range(dice.choice((0, 1, 1, 2, 5))):
+        at = dice.randrange(len(data) + 1)
+        data = (
+            data[:at] + bytes(dice.choices(range(256), k=dice.randint(0, 3))) + data[at + dice.choice((0, 1, 8, len(data))) :]
+        )
+    return data, ending
 
 
 def _is_text(text: str) -> bool:
