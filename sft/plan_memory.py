@@ -230,7 +230,7 @@ def _states(recipe: Recipe, trainable: int, size: int, shards: int) -> Part:
             kind, "in main memory (cpu_offload)"
         )
         return Part("optimiser states", 0.0, why)
-    each = 2 * size if kind == "adamw" else 2 + 2 * 4 / 256
+    each = 2 * size if kind in ("adamw", "adamw_stochastic") else 2 + 2 * 4 / 256
     return _part("optimiser states", trainable * each / shards, f"{short(trainable)} x {each:g} bytes / {shards}")
 
 

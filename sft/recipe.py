@@ -201,8 +201,9 @@ class TrainSection(Section):
     """Warm-up as a share of all steps."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Warm-up in steps."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
-    """AdamW with float32 states, the bitsandbytes 8-bit ones, or plain SGD."""
+    optimizer: Literal["adamw", "adamw_stochastic", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
+    """AdamW with states in the type of the weights; on bfloat16 weights and states with stochastic rounding; the bitsandbytes 8-bit ones; or
+    plain SGD."""
     weight_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decoupled weight decay; norms and biases are left out."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
@@ -225,6 +226,8 @@ class TrainSection(Section):
     """Keep sharded weights and states in main memory."""
     tf32: bool = True
     """Let float32 products on Ampere and newer use TF32; no effect elsewhere."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each layer once for rows of any length; ``auto`` does on a GPU, for flat rows of 100 steps and more."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSection:
@@ -326,6 +329,16 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("model.attention", f"{model.attention} is for flat rows; set attention: sdpa or train.batching: flat"))
     if model.attention in ("varlen", "flash") and (model.compute_dtype or model.dtype) == "float32":
         found.append(("model.attention", f"{model.attention} kernels need bfloat16 or float16; set model.compute_dtype"))
+    if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
+        found.append(
+            ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
+        )
+    if train.optimizer == "adamw_stochastic" and train.sharding == "fsdp":
+        found.append(("train.optimizer", "adamw_stochastic does not shard its states; set sharding: none, or adamw"))
+    if train.compile == "on" and train.batching == "padded":
+        found.append(
+            ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
+        )
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
     if lora is not None and lora.dora and model.quantization == "int8":

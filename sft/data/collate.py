@@ -50,15 +50,25 @@ Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 _EMPTY: Row = (np.zeros(1, dtype=np.int32), np.zeros(1, dtype=np.bool_))
 
 
-def flat_batch(rows: Sequence[Row], step_tokens: int, documents: int | None = None) -> Batch:
+def flat_batch(
+    rows: Sequence[Row], step_tokens: int, documents: int | None = None, *, multiple: int = 1, longest: int = 0
+) -> Batch:
     """Lay rows out as one flat row.
 
     Args:
         rows: ``(ids int32 [T], mask bool [T])`` each.
         step_tokens: learnt tokens of the whole step.
         documents: pad ``cu_seq_lens`` to this many documents; None does not pad.
+        multiple: a last document of zeros, of which nothing is learnt, makes N a multiple of this.
+        longest: told to the model as the longest document, if none is longer: a number that never changes compiles once.
     """
     rows = rows or [_EMPTY]
+    if (over := sum(len(ids) for ids, _ in rows) % multiple) > 0:
+        blank = multiple - over
+        rows = [*rows, (np.zeros(blank, dtype=np.int32), np.zeros(blank, dtype=np.bool_))]
+        documents = None if documents is None else documents + 1
+    elif documents is not None and multiple > 1:
+        documents += 1
     lengths = [len(ids) for ids, _ in rows]
     ends = np.cumsum(lengths)
     total = int(ends[-1])
@@ -69,7 +79,7 @@ def flat_batch(rows: Sequence[Row], step_tokens: int, documents: int | None = No
     cu[1 : 1 + len(rows)] = ends
     predict_at, targets = _targets(rows, [int(e) - n for e, n in zip(ends, lengths, strict=True)])
     cu_tensor = torch.from_numpy(cu)
-    longest = max(lengths)
+    longest = max(longest, *lengths)
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
         position_ids=torch.from_numpy(positions)[None],

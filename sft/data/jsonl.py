@@ -34,6 +34,7 @@ ENDINGS = (".json", ".jsonl", ".parquet", ".json.gz", ".json.zst", ".jsonl.gz", 
 """File name endings that :func:`read_rows` knows."""
 
 _NEAR_END = 16  # characters: a token cut by the end of the window fails at most this far before it (-Infinity is 9 long)
+_TOO_LONG = "A whole number of more than 4300 digits"
 _PARQUET_BATCH = 1024  # rows
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -202,6 +203,7 @@ class _Window:
                 value, end = self.parse(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _NEAR_END
+                cut |= error.msg == _TOO_LONG and self.text[-1].isdigit()  # perhaps one with a fraction
                 if cut and self.grow():
                     continue
                 raise self.broken(error.msg.removesuffix(" at"), error.pos) from None
@@ -217,8 +219,10 @@ class _Window:
             value, end = self._json.raw_decode(text, at)
         except json.JSONDecodeError:
             raise
-        except (RecursionError, ValueError) as error:  # nested too deeply, or a whole number of over 4300 digits
-            raise json.JSONDecodeError(str(error), text, at) from None
+        except RecursionError:
+            raise json.JSONDecodeError("Nested too deeply", text, at) from None
+        except ValueError:  # Python's words would count digits that may go on in the next chunk
+            raise json.JSONDecodeError(_TOO_LONG, text, at) from None
         if not text.isascii() and (bad := _BAD_BYTES.search(text, at, end)):
             self.fault = f"not_utf8: the byte 0x{ord(bad.group()) - 0xDC00:02x} is not UTF-8; save the file as UTF-8"
         return value, end

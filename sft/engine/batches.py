@@ -13,9 +13,12 @@ class PlannedBatches:
     trl insists on a ``datasets.Dataset``, so it gets the running numbers and this is its collator.
     """
 
-    def __init__(self, store: RowStore, plan: StepPlan, pad_id: int | None) -> None:
+    def __init__(self, store: RowStore, plan: StepPlan, pad_id: int | None, *, compiled: bool = False) -> None:
         self.store, self.plan, self.pad_id = store, plan, pad_id
         self.documents = plan.most_documents() if pad_id is None else None
+        # Kernels like rows of a multiple of 128 tokens, and what never changes is compiled once.
+        self.multiple = 128 if compiled else 1
+        self.longest = max(int(plan.lengths.max()), self.multiple) if compiled else 0
 
     def __len__(self) -> int:
         return len(self.plan.steps) * self.plan.accumulation * self.plan.world
@@ -33,4 +36,4 @@ class PlannedBatches:
         tokens = self.plan.trained_tokens(step)
         if self.pad_id is not None:
             return padded_batch(rows, tokens, self.pad_id)
-        return flat_batch(rows, tokens, self.documents)
+        return flat_batch(rows, tokens, self.documents, multiple=self.multiple, longest=self.longest)

@@ -26,10 +26,11 @@ from sft import files
 from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
 from sft.data.store import RowStore
-from sft.engine import checkpoints
+from sft.engine import checkpoints, regional
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import step_loss
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
+from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import NonFiniteError, RunError
 from sft.model import adapters
 from sft.model.load import DTYPES
@@ -104,7 +105,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         adam_beta2=train.beta2,
         adam_epsilon=train.epsilon,
         max_grad_norm=train.max_grad_norm,
-        optim=optimizers.get(train.optimizer, train.optimizer),
+        optim=optimizers.get(train.optimizer, "adamw_torch" if train.optimizer == "adamw_stochastic" else train.optimizer),
         bf16=mixed == "bfloat16",
         fp16=mixed == "float16",
         tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
@@ -152,8 +153,15 @@ class PlannedTrainer(SFTTrainer):
         self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
         tokenizer = kwargs["processing_class"]
-        batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None)
+        compiled = regional.wanted(recipe.train, len(plan.steps), kwargs["args"].device)
+        batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)
+        if compiled:
+            regional.compile_layers(kwargs["model"])
         super().__init__(train_dataset=running_numbers(len(batches)), data_collator=batches, **kwargs)
+        if recipe.train.optimizer == "adamw_stochastic":
+            train = recipe.train
+            options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon}
+            self.optimizer_cls_and_kwargs = (StochasticAdamW, options)
         self.remove_callback(PrinterCallback)  # our bar shows the records
         if recipe.lora is not None:
             adapters.keep_float32(self.model)

@@ -20,7 +20,6 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +64,7 @@ def _causal_piece(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it reads the borders, of which every row has others
 def block_sdpa(
     module: nn.Module,
     query: Tensor,
@@ -96,7 +96,10 @@ def block_sdpa(
     return out.transpose(1, 2).contiguous(), None
 
 
-@lru_cache
+_kernels: dict[str, Callable[..., Tensor]] = {}
+"""torch's varlen kernel, once it was asked for: compiled layers must find it ready, for its signature cannot be looked up in them."""
+
+
 def _varlen_call() -> Callable[..., Tensor]:
     """torch's varlen kernel behind one signature; the library's own moved with every release (2.10, 2.11, 2.12)."""
     from torch.nn.attention.varlen import varlen_attn
@@ -152,7 +155,9 @@ def varlen(
     _refuse_extras("vicugna_varlen", dropout, extras)
     q, k, v = _for_kernel(query, key, value)
     longest = max_length_q or q.shape[0]
-    out = _varlen_call()(q, k, v, cu_seq_lens_q, longest, scaling, sliding_window)
+    if "varlen" not in _kernels:
+        _kernels["varlen"] = _varlen_call()
+    out = _kernels["varlen"](q, k, v, cu_seq_lens_q, longest, scaling, sliding_window)
     return out.unsqueeze(0), None
 
 

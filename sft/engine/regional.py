@@ -1,0 +1,35 @@
+"""Layers are compiled one by one, not the model: all of them are the same code, so one compilation does for all.
+
+torch.compile joins what stands between the matrix products of a layer (norms, rotary positions, activations, sums) into few kernels,
+which eager runs one by one over memory. The length of a row is left open; the number of documents and the longest of them are fixed for
+a run (:class:`sft.engine.batches.PlannedBatches`), so nothing is compiled again after the first step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft.recipe import TrainSection
+
+_WORTH = 100
+"""Steps from which on a compilation (half a minute) pays by itself."""
+
+
+def wanted(train: TrainSection, steps: int, device: torch.device) -> bool:
+    """Whether a run of so many steps on a device compiles its layers."""
+    if train.compile == "auto":
+        return device.type == "cuda" and train.batching == "flat" and steps >= _WORTH
+    return train.compile == "on"
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
+    """Compile every decoder layer in place; returns how many there are. Names of weights stay as they are."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
+    names = set(getattr(base, "_no_split_modules", None) or ())
+    layers = [module for module in base.modules() if type(module).__name__ in names]
+    for layer in layers:
+        layer.compile(backend=backend, dynamic=True)
+    return len(layers)
