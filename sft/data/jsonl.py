@@ -203,7 +203,7 @@ class _Window:
                 value, end = self.parse(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _NEAR_END
-                cut |= error.msg == _TOO_LONG and self.text[-1].isdigit()  # perhaps one with a fraction
+                cut |= error.msg == _TOO_LONG and self.text[-1] in "0123456789.eE+-"  # perhaps one with a fraction
                 if cut and self.grow():
                     continue
                 raise self.broken(error.msg.removesuffix(" at"), error.pos) from None

@@ -156,8 +156,8 @@ def test_a_bad_line_is_one_row_and_reading_goes_on(tmp_path: Path, line: str, er
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("[" * 100_000, "invalid_json: maximum recursion depth exceeded"),
-        ('{"a": ' + "9" * 5000 + "}", r"invalid_json: Exceeds the limit \(4300"),
+        ("[" * 100_000, "invalid_json: Nested too deeply at column 1$"),
+        ('{"a": ' + "9" * 5000 + "}", "invalid_json: A whole number of more than 4300 digits at column 1$"),
     ],
 )
 def test_monstrous_lines(tmp_path: Path, line: str, error: str) -> None:
@@ -210,6 +210,18 @@ def test_a_broken_list_says_where_and_stops(
     assert read[0] == RawRow(f"{path}:2", {"a": 1})
     assert read[-1] == RawRow(f"{path}:{line}", None, f"broken_file: {error}; the rest of the file is not read")
     assert [row.value for row in read[1:-1]] in ([], [{"b": 2}])
+
+
+@pytest.mark.parametrize("chunk", [1_000, 4_500, 5_008, 1 << 18])
+def test_numbers_of_pages_read_the_same_in_any_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """What is whole so far may have a fraction in the next chunk, and is then no whole number."""
+    monkeypatch.setattr(chunks, "_CHUNK", chunk)
+    path = _write(tmp_path / "rows.json", f'[{{"a": {"9" * 5000}.5}},\n{{"a": 1}},\n[{"9" * 5000}]]')
+    read = list(read_rows(path))
+    assert [(row.where, row.value) for row in read] == [(f"{path}:1", None), (f"{path}:2", {"a": 1}), (f"{path}:3", None)]
+    assert str(read[0].error).startswith("not_finite: 999")
+    whole = "broken_file: A whole number of more than 4300 digits at line 3 column 1; the rest of the file is not read"
+    assert read[2].error == whole
 
 
 def test_a_break_far_from_the_end_is_found_without_reading_the_rest(tmp_path: Path) -> None:
