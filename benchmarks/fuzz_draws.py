@@ -348,7 +348,11 @@ def file_text(dice: random.Random) -> bytes:
         out = json.dumps(around, ensure_ascii=plain, indent=dice.choice((None, 1)))
     while dice.random() < 0.35:
         a = dice.randint(0, len(out))
-        raw = dice.choice(_RAW) if dice.random() < 0.98 else dice.choice(("[" * 3_000, "9" * 4_400, '{"a":' * 2_000))
+        raw = (
+            dice.choice(_RAW)
+            if dice.random() < 0.98
+            else dice.choice(("[" * 3_000, "9" * 4_400, "9" * 4_400 + ".5", '{"a":' * 2_000))
+        )
         out = out[:a] + raw + out[a + dice.choice((0, 0, 1, 5)) :] if dice.random() < 0.7 else mutated(dice, out)
     data = out.encode("utf-8", "surrogatepass")
     while dice.random() < 0.15:
