@@ -61,6 +61,7 @@ class PartReport:
         examples: reason -> ``[place, before, after]`` of some rows changed for it, cut to what is near the change.
         left_out: reason -> ``[place, detail, beginning]`` of some rows left out for it.
         histograms: name -> bucket -> count, for the report.
+        sources: of a whole stage, label of each source -> its rows in and out; empty in a part, which has one source.
     """
 
     key: str
@@ -79,6 +80,7 @@ class PartReport:
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
     left_out: dict[str, list[list[str]]] = field(default_factory=dict)
     histograms: Hist = field(default_factory=dict)
+    sources: dict[str, list[int]] = field(default_factory=dict)
 
     def drop(self, drop: Drop, beginning: str = "") -> None:
         """Count and list a row that is left out."""
@@ -354,6 +356,8 @@ def total(reports: Iterable[PartReport]) -> PartReport:
     for report in reports:
         out.rows_in += report.rows_in
         out.rows_out += report.rows_out
+        rows = out.sources.setdefault(report.source, [0, 0])
+        rows[:] = rows[0] + report.rows_in, rows[1] + report.rows_out
         out.characters_in += report.characters_in
         out.characters_out += report.characters_out
         out.bytes_in += report.bytes_in
