@@ -7,14 +7,15 @@ turn other text are spelled out.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sft.config import dotted, flatten
 from sft.curate import charts
-from sft.curate.parts import CUT
-from sft.curate.screen import HIDDEN, mix_line, rate
+from sft.curate.parts import CUT, EXAMPLES
+from sft.curate.screen import rate
 from sft.curate.statistics import UNKNOWN
 from sft.curate.worddiff import diff
 from sft.errors import DataError
@@ -23,6 +24,33 @@ from sft.text.display import shown
 _TEMPLATE = Path(__file__).parent / "report.html.jinja"
 _LANGUAGES = 16  # in a chart
 _LEAST_CHARACTERS = 200  # of answers in a language, below which tokens per character say nothing
+_STAGES = ("clean", "dedup", "split")  # that rows pass through in parts
+
+REASONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "html": (),
+    "role_repair": ("no_exchange", "role_order"),
+    "empty_turn": ("empty_turn",),
+    "min_length": ("too_short", "too_few_turns"),
+    "single_round": ("no_exchange",),
+    "notice": ("notice",),
+    "refusal": ("refusal",),
+    "vendor_names": ("vendor_name",),
+    "repetition": ("repeated_digits", "repeated_characters", "repeated_lines", "repeated_phrase"),
+    "broken_list": ("broken_list",),
+    "language": ("other_language", "language_unknown"),
+    "model": ("other_model", "model_missing"),
+    "field": ("field_value", "field_set", "field_missing"),
+    "pii": (),
+    "contamination": ("in_evaluation_set", "overlaps_evaluation_set"),
+}
+"""Kind of a rule -> what it leaves conversations out for. Where two rules of a recipe share a reason, it counts for the first of them."""
+
+_NO_PAIR = {
+    "same_id_renamed": "Another conversation has the same id; this one's got an ending made of its content (id~1a2b3c4d). No text changed.",
+    "split": "Longer than split.max_length: cut between exchanges into rows called id#0, id#2, ... No text changed.",
+    "exchange_too_long_kept": "One exchange is longer than split.max_length by itself. It stays whole here; the training cuts it.",
+}
+"""Changes that have no text before and after to show."""
 
 Run = Mapping[str, Any]
 
@@ -46,12 +74,16 @@ def write_report(folder: Path) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
     environment.filters["number"] = lambda value: f"{value:,}"
-    stages = {name: stage for name, stage in run["stages"].items() if name not in HIDDEN}
+    stages = {name: run["stages"][name] for name in _STAGES if name in run["stages"]}
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=folder.resolve().name,
         tiles=_tiles(run, stages),
         funnel=_funnel(run, stages),
-        sources=[(label, mix_line(counts)) for label, counts in run["mixed"].items()],
+        table=_table(run, stages),
+        rules=_rules(run, stages),
+        split="split" in stages,
+        mixed=bool(run["mixed"]),
+        most=EXAMPLES,
         changed=_changed(stages),
         dropped=_dropped(stages),
         # matplotlib wrote these from numbers and our own words
@@ -88,22 +120,64 @@ def read_record(folder: Path) -> Run:
 
 
 def _tiles(run: Run, stages: Mapping[str, Run]) -> list[tuple[str, str]]:
-    """What is asked first, in large."""
-    first, last = next(iter(stages.values())), list(stages.values())[-1]
-    tiles = [(f"{first['rows_in']:,}", "rows read")]
-    if run["mixed"]:
-        tiles.append((f"{sum(counts['written'] for counts in run['mixed'].values()):,}", "rows to train on"))
-        tiles.append((f"{sum(counts['held_out'] for counts in run['mixed'].values()):,}", "held out"))
-    else:
-        tiles.append((f"{last['rows_out']:,}", "rows out"))
-    tiles.append((f"{sum(sum(stage['counts'].values()) for stage in stages.values()):,}", "left out, rows and exchanges"))
-    before, after = first["characters_in"], last["characters_out"]
-    tiles.append((f"{after:,}", f"characters, of {before:,} read"))
-    totals = last["histograms"].get("totals", {})
-    if totals:
-        tiles.append((f"{totals['tokens']:,}", "tokens"))
-        tiles.append((f"{totals['learnt tokens'] / max(totals['tokens'], 1):.1%}", "of them learnt"))
-    return tiles
+    """What is asked first, in large; each says of which rows it speaks."""
+    (began, first), (ended, last) = next(iter(stages.items())), list(stages.items())[-1]
+    mixed = run["mixed"].values()
+    tiles = [
+        (first["rows_in"], "rows read"),
+        (sum(sum(stage["counts"].values()) for stage in stages.values()), _left_out(stages)),
+    ]
+    if mixed:
+        tiles.append((sum(counts["held_out"] for counts in mixed), "rows held out"))
+        tiles.append((sum(counts["written"] for counts in mixed), "rows to train on, copies by weight included"))
+    behind = f"the {last['rows_out']:,} rows behind {ended}"
+    tiles.append((first["characters_in"], f"characters in the conversations that {began} could read"))
+    tiles.append((last["characters_out"], f"characters in {behind}"))
+    found = [(f"{number:,}", label) for number, label in tiles]
+    if totals := last["histograms"].get("totals", {}):
+        share = totals["learnt tokens"] / max(totals["tokens"], 1)
+        found.append((f"{totals['tokens']:,}", f"tokens in {behind}, {share:.1%} of them learnt"))
+    return found
+
+
+def _left_out(stages: Mapping[str, Run]) -> str:
+    names = list(stages)
+    return "rows and exchanges left out by " + " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _table(run: Run, stages: Mapping[str, Run]) -> dict[str, Any] | None:
+    """Rows of each source behind each stage; None of a record that does not tell."""
+    if not all("sources" in stage for stage in stages.values()):
+        return None
+    mixed, first = run["mixed"], next(iter(stages.values()))["sources"]
+    columns = ["read", *(f"behind {name}" for name in stages)]
+    of_mix: dict[str, str] = {}
+    if mixed:
+        limited = any(counts["within_limit"] != counts["rows"] for counts in mixed.values())
+        of_mix = {"within its limit": "within_limit"} if limited else {}
+        of_mix |= {"held out": "held_out", "to train on": "written"}
+    rows: list[tuple[str, list[int | None]]] = []
+    for label in dict.fromkeys([*first, *mixed]):
+        counts = [first.get(label, [None])[0], *(stage["sources"].get(label, [None, None])[1] for stage in stages.values())]
+        rows.append((label, [*counts, *(mixed.get(label, {}).get(key) for key in of_mix.values())]))
+    if len(rows) > 1:
+        rows.append(("all", [sum(filter(None, column)) for column in zip(*(counts for _, counts in rows), strict=True)]))
+    return {"columns": [*columns, *of_mix], "rows": rows, "joined": [label for label in mixed if label not in first]}
+
+
+def _rules(run: Run, stages: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """The rules in their order: conversations that each kind changed, and left out."""
+    stage = stages.get("clean", {"changed": {}, "counts": {}})
+    kinds = Counter(rule["kind"] for rule in run["recipe"]["rules"])
+    told: set[str] = set()
+    found = []
+    for kind, times in kinds.items():
+        reasons = [reason for reason in REASONS.get(kind, ()) if reason not in told]
+        told.update(reasons)
+        dropped = sum(stage["counts"].get(reason, 0) for reason in reasons)
+        name = kind if times == 1 else f"{kind}, {times} rules together"
+        found.append({"name": name, "changed": stage["changed"].get(kind, 0), "dropped": dropped})
+    return found
 
 
 def _funnel(run: Run, stages: Mapping[str, Run]) -> list[dict[str, Any]]:
@@ -128,32 +202,49 @@ def _funnel(run: Run, stages: Mapping[str, Run]) -> list[dict[str, Any]]:
 
 
 def _charts(run: Run, stages: Mapping[str, Run]) -> Iterator[charts.Chart]:
-    clean = stages.get("clean", {}).get("histograms", {})
-    last = list(stages.values())[-1]["histograms"]
-    if clean.get("turns"):
-        yield charts.columns("Turns per conversation", "messages, once cleaned", "conversations", clean["turns"])
-        both = [(name, clean[f"characters {name}"]) for name in ("before", "after")]
-        yield charts.ranges("Length of conversations, before and after cleaning", "characters", "conversations", both)
-        roles = [
-            (role, clean[f"characters {role}"]) for role in ("user", "assistant", "system") if f"characters {role}" in clean
-        ]
-        yield charts.ranges("Length of messages by who speaks", "characters", "messages", roles)
-        note = "Told from the first question; ? where it is too short, or mostly code."
-        yield charts.bars("Languages", "conversations", _largest(clean["languages"]), note=note)
-    if last.get("tokens"):
-        limit = run["recipe"]["split"]["max_length"]
-        title, note = "Length of training rows", "Template and special tokens included."
-        yield charts.ranges(title, "tokens", "rows", [("rows", last["tokens"])], note=note, mark=limit)
-        yield charts.columns("Learnt share of each row", "percent, rounded down", "rows", last["learnt share"], step=10)
-        rates = _rates(last["language tokens"], last["language characters"])
-        if rates:
-            note = f"Of answers, each with its stop token; languages with fewer than {_LEAST_CHARACTERS} characters left out."
-            yield charts.bars("Tokens per character", "tokens per character", rates, note=note, form="{:.3f}")
+    yield from _cleaned(stages.get("clean", {}))
+    yield from _cut(stages.get("split", {}), run)
     if run["clusters"].get("sizes"):
-        note = "Conversations that say the same, the one that stays included."
+        note = "In dedup: conversations that say the same, the one that stays included."
         yield charts.columns(
             "Clusters of duplicates", "conversations in a cluster", "clusters", run["clusters"]["sizes"], note=note
         )
+
+
+def _cleaned(stage: Run) -> Iterator[charts.Chart]:
+    """Charts of the conversations as they were read, and as ``clean`` leaves them."""
+    counted = stage.get("histograms", {})
+    if not counted.get("turns"):
+        return
+    read, kept = sum(counted["characters before"].values()), sum(counted["turns"].values())
+    behind = f"Behind clean: {kept:,} conversations."
+    yield charts.columns("Turns per conversation", "messages", "conversations", counted["turns"], note=behind)
+    both = [(name, counted[f"characters {name}"]) for name in ("before", "after")]
+    note = f"In clean: {read:,} conversations as they were read (markup included), {kept:,} as they stay."
+    yield charts.ranges("Length of conversations, before and after cleaning", "characters", "conversations", both, note=note)
+    roles = [
+        (role, counted[f"characters {role}"]) for role in ("user", "assistant", "system") if f"characters {role}" in counted
+    ]
+    yield charts.ranges("Length of messages by who speaks", "characters", "messages", roles, note=behind)
+    note = f"{behind} Told from the first question; ? where it is too short, or mostly code."
+    yield charts.bars("Languages", "conversations", _largest(counted["languages"]), note=note)
+
+
+def _cut(stage: Run, run: Run) -> Iterator[charts.Chart]:
+    """Charts of the rows that ``split`` makes, before any is held out, repeated or left to a limit."""
+    counted = stage.get("histograms", {})
+    if not counted.get("tokens"):
+        return
+    behind = f"Behind split: {stage['rows_out']:,} rows, those held out included."
+    limit, note = run["recipe"]["split"]["max_length"], f"{behind} Template and special tokens included."
+    yield charts.ranges("Length of rows", "tokens", "rows", [("rows", counted["tokens"])], note=note, mark=limit)
+    yield charts.columns(
+        "Learnt share of each row", "percent, rounded down", "rows", counted["learnt share"], note=behind, step=10
+    )
+    rates = _rates(counted["language tokens"], counted["language characters"])
+    if rates:
+        note = f"Behind split: answers, each with its stop token; no languages with fewer than {_LEAST_CHARACTERS} characters."
+        yield charts.bars("Tokens per character", "tokens per character", rates, note=note, form="{:.3f}")
 
 
 def _largest(counts: Mapping[str, int]) -> list[tuple[str, float]]:
@@ -183,6 +274,7 @@ def _changed(stages: Mapping[str, Run]) -> list[dict[str, Any]]:
             "stage": name,
             "reason": reason,
             "count": count,
+            "told": _NO_PAIR.get(reason, ""),
             "examples": [
                 {"place": place, "sides": _sides(before, after)} for place, before, after in stage["examples"].get(reason, [])
             ],

@@ -17,7 +17,7 @@ import pytest
 from sft.curate import charts
 from sft.curate.pipeline import curate
 from sft.curate.recipe import CurateRecipe
-from sft.curate.report import write_report
+from sft.curate.report import REASONS, write_report
 from sft.errors import DataError
 
 SCRIPT = "</pre><script>document.title='obeyed'</script><img src=x onerror=\"document.title='obeyed'\">{{ 7*7 }}&lt;"
@@ -69,8 +69,10 @@ def read(folder: Path) -> Page:
 def test_the_page_holds_what_the_record_holds(quickstart: Path) -> None:
     run = json.loads((quickstart / "run.json").read_text(encoding="utf-8"))
     page = read(quickstart)
-    wanted = ["72rows read", "51rows to train on", "4held out", "23left out, rows and exchanges"]
-    wanted += ["clean721755", "dedup55649", "split49055", "talks: 55 rows, 4 held out, 51 to train on"]
+    wanted = ["72rows read", "23rows and exchanges left out by clean, dedup and split", "4rows held out"]
+    wanted += ["51rows to train on, copies by weight included", "characters in the 55 rows behind split"]
+    wanted += ["clean721755", "dedup55649", "split49055"]
+    wanted += ["sourcereadbehind cleanbehind dedupbehind splitheld outto train on talks72554955451"]
     wanted += ["html clean17", "role_repair clean3", "same_id_renamed dedup1", "split split5"]
     wanted += ["other_language clean3", "near_duplicate dedup3", "it is in de (100% sure)", "Wie lange muss ich Nudeln kochen"]
     wanted += ["2 conversations: near_duplicate 1", "left out (near_duplicate, similarity 0.96)", "The same text."]
@@ -79,8 +81,8 @@ def test_the_page_holds_what_the_record_holds(quickstart: Path) -> None:
     wanted += ["rules[9].keep[0]en", "split.max_length256", "dedup.near.threshold0.8"]
     assert [word for word in wanted if word not in page.text] == []
     totals = run["stages"]["split"]["histograms"]["totals"]
-    assert f"{totals['tokens']:,}tokens" in page.text
-    assert f"{totals['learnt tokens'] / totals['tokens']:.1%}of them learnt" in page.text
+    assert (totals["tokens"], totals["learnt tokens"]) == (6546, 4728)
+    assert "6,546tokens in the 55 rows behind split, 72.2% of them learnt" in page.text
     assert page.tags.count("svg") == page.tags.count("figure") == 8
 
 
@@ -116,6 +118,75 @@ def test_the_same_record_gives_the_same_page(quickstart: Path, tmp_path: Path) -
     shutil.copy(quickstart / "run.json", tmp_path / "run.json")
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert text.replace(tmp_path.name, "run") == (quickstart / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_rule_stands_there_with_what_it_did_or_that_it_did_nothing(quickstart: Path, tmp_path: Path) -> None:
+    wanted = "html170 field01 role_repair31 notice22 empty_turn11 refusal12 vendor_names03 repetition02 broken_list10 language03 pii20"
+    assert f"{wanted} min_length01" in read(quickstart).text
+    run = json.loads((quickstart / "run.json").read_text(encoding="utf-8"))
+    run["recipe"]["rules"] += [{"kind": "model"}, {"kind": "field"}, {"kind": "single_round"}]
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    write_report(tmp_path)
+    text = read(tmp_path).text
+    assert "field, 2 rules together01 role_repair31" in text
+    assert text.count("modeldid nothing single_rounddid nothing") == 1  # no_exchange counts for role_repair, which comes first
+
+
+def test_the_reasons_of_every_rule_are_those_of_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "curate_rules.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## `(\w+)`\n(.*?)(?=^## )", page, re.M | re.S)
+    told = {
+        kind: {r for drops in re.findall(r"Drops?: (.*?)\.(?:\s|$)", text, re.S) for r in re.findall(r"`(\w+)`", drops)}
+        - {"drop_chat"}
+        for kind, text in sections
+    }
+    assert {kind: set(reasons) for kind, reasons in REASONS.items()} == {"html": set(), **told}
+
+
+def test_sources_are_followed_to_the_end(tmp_path: Path) -> None:
+    def rows(name: str, count: int) -> str:
+        talks = (
+            [{"from": "human", "value": f"{name} {i}?"}, {"from": "gpt", "value": f"It is {name} {i}."}] for i in range(count)
+        )
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in talks), encoding="utf-8")
+        return str(path)
+
+    values = {
+        "sources": [{"path": rows("ash", 6), "name": "ash", "weight": 2.0}, {"path": rows("oak", 5), "name": "oak"}],
+        "rules": [{"kind": "language", "keep": ["en"]}],
+        "dedup": {"near": None},
+        "identity": {"name": "Ada", "organisation": "the Lab", "languages": ["en"]},
+        "mix": {"limits": {"oak": 2}},
+        "output": {"dir": str(tmp_path / "run"), "workers": 1, "rows_per_part": 4},
+    }
+    curate(CurateRecipe.model_validate(values, strict=False), progress=False)
+    write_report(tmp_path / "run")
+    text = read(tmp_path / "run").text
+    made = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["mixed"]["identity"]["written"]
+    assert "sourcereadbehind cleanbehind dedupwithin its limitheld outto train on ash666" + "6012" in text
+    assert f"oak555202 identity–––{made}0{made} all111111{made + 8}0{made + 14}" in text
+    assert "identity joins behind the other stages." in text
+    assert "languagedid nothing" in text
+
+
+def test_changes_without_a_text_to_show_say_what_they_are(quickstart: Path) -> None:
+    text = read(quickstart).text
+    assert "same_id_renamed dedup1 Another conversation has the same id; this one's got an ending made of its content" in text
+    assert (
+        "split split5 Longer than split.max_length: cut between exchanges into rows called id#0, id#2, ... No text changed."
+        in text
+    )
+    assert "exchange_too_long_kept split1 One exchange is longer than split.max_length by itself." in text
+
+
+def test_a_record_without_sources_gives_a_page_without_their_table(quickstart: Path, tmp_path: Path) -> None:
+    run = json.loads((quickstart / "run.json").read_text(encoding="utf-8"))
+    for stage in run["stages"].values():
+        del stage["sources"]
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    write_report(tmp_path)
+    assert "Rows by source" not in read(tmp_path).text
 
 
 # --- hostile rows -------------------------------------------------------------------------------------------------------
@@ -229,11 +300,14 @@ def test_charts_of_large_numbers_are_drawn_without_a_warning() -> None:
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MEASURE = """<script>addEventListener("load", () => {
   const root = document.documentElement, wide = [...document.querySelectorAll("body *")].filter(
-    e => !e.closest("svg") && e.getBoundingClientRect().right > root.clientWidth + 1).length;
+    e => !e.closest("svg") && !e.closest(".scroll > *") && e.getBoundingClientRect().right > root.clientWidth + 1).length;
   const flat = [...document.querySelectorAll("figure svg")].filter(e => e.getBoundingClientRect().height < 80).length;
+  const hidden = [...document.querySelectorAll("td, th, small, b, span")].filter(e => e.getBoundingClientRect().width === 0).length;
+  const stuck = [...document.querySelectorAll(".scroll")].filter(
+    e => e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX !== "auto").length;
   const pairs = [...document.querySelectorAll(".pair")].map(p => [...p.querySelectorAll("pre")].map(e => e.getBoundingClientRect()));
   const beside = pairs.filter(([a, b]) => a.right <= b.left && Math.abs(a.top - b.top) < 2).length;
-  const found = {width: root.scrollWidth, client: root.clientWidth, wide, flat, pairs: pairs.length, beside};
+  const found = {width: root.scrollWidth, client: root.clientWidth, wide, flat, hidden, stuck, pairs: pairs.length, beside};
   parent.postMessage([window.name, document.title, found], "*"); })</script>"""
 BAIT = """<script>parent.postMessage([window.name, "obeyed", null], "*")</script>"""
 # Pages in frames of the width that is wanted, since a window is never narrower than 500 pixels; each tells what it measured.
@@ -278,7 +352,7 @@ def test_a_browser_shows_it_whole_and_obeys_nothing(quickstart: Path, evil: Path
     for name, (title, found) in seen.items():
         assert title == ("run" if name.startswith("plain") else "<b>run")
         assert found is not None
-        assert (found["wide"], found["flat"]) == (0, 0), name
+        assert [found[fault] for fault in ("wide", "flat", "hidden", "stuck")] == [0, 0, 0, 0], name
         assert found["width"] <= found["client"] == int(name.removeprefix("plain").removeprefix("evil"))
         assert found["pairs"] > 1
         assert found["beside"] == (found["pairs"] if name.endswith("1280") else 0)
