@@ -5,6 +5,10 @@
     "I'm ChatGPT, made by OpenAI."    ->  "I'm Ada, made by the Lab."
     "import openai"                   ->  the same: code, addresses and e-mail addresses are left alone
     "Claude Monet was a painter."     ->  the same: Claude counts only where somebody says who the assistant is
+
+What ``replace`` cannot do: it writes names, it does not understand what is said of them. A question and its denial are rewritten alike::
+
+    "Are you ChatGPT?"  "No, I am Vicuna, trained by LMSYS."    ->  "Are you Ada?"  "No, I am Ada, trained by the Lab."
 """
 
 from __future__ import annotations
