@@ -85,7 +85,7 @@ def write_report(folder: Path) -> Path:
         mixed=bool(run["mixed"]),
         most=EXAMPLES,
         changed=_changed(stages),
-        dropped=_dropped(stages),
+        dropped=_dropped(run, stages),
         # matplotlib wrote these from numbers and our own words
         charts=[(chart.title, chart.note, Markup(chart.svg)) for chart in _charts(run, stages)],
         clusters=_clusters(run["clusters"]),
@@ -153,9 +153,11 @@ def _table(run: Run, stages: Mapping[str, Run]) -> dict[str, Any] | None:
     columns = ["read", *(f"behind {name}" for name in stages)]
     of_mix: dict[str, str] = {}
     if mixed:
-        limited = any(counts["within_limit"] != counts["rows"] for counts in mixed.values())
+        limited, thinned = _left_out_by_mix(mixed).values()
         of_mix = {"within its limit": "within_limit"} if limited else {}
-        of_mix |= {"held out": "held_out", "to train on": "written"}
+        of_mix |= (
+            {"held out": "held_out"} | ({"left out by weight": "by_weight"} if thinned else {}) | {"to train on": "written"}
+        )
     rows: list[tuple[str, list[int | None]]] = []
     for label in dict.fromkeys([*first, *mixed]):
         counts = [first.get(label, [None])[0], *(stage["sources"].get(label, [None, None])[1] for stage in stages.values())]
@@ -163,6 +165,12 @@ def _table(run: Run, stages: Mapping[str, Run]) -> dict[str, Any] | None:
     if len(rows) > 1:
         rows.append(("all", [sum(filter(None, column)) for column in zip(*(counts for _, counts in rows), strict=True)]))
     return {"columns": [*columns, *of_mix], "rows": rows, "joined": [label for label in mixed if label not in first]}
+
+
+def _left_out_by_mix(mixed: Run) -> dict[str, int]:
+    """Rows of all sources that ``mix.limits``, and weights below 1, leave out."""
+    limited = sum(counts["rows"] - counts["within_limit"] for counts in mixed.values())
+    return {"limit": limited, "weight": sum(counts.get("by_weight", 0) for counts in mixed.values())}
 
 
 def _rules(run: Run, stages: Mapping[str, Run]) -> list[dict[str, Any]]:
@@ -289,13 +297,18 @@ def _sides(before: str, after: str) -> Sequence[list[tuple[str, bool]]]:
     return [[(shown(text, 4000), marked) for text, marked in side] for side in diff(before, after, whole=whole)]
 
 
-def _dropped(stages: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """Each stage and reason by which rows were left out, with some of them."""
+def _dropped(run: Run, stages: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """Each stage and reason by which rows were left out, with some of them; the mix says only how many."""
+    mixed = [
+        {"stage": "mix", "reason": reason, "count": count, "examples": []}
+        for reason, count in _left_out_by_mix(run["mixed"]).items()
+        if count
+    ]
     return [
         {"stage": name, "reason": reason, "count": count, "examples": stage["left_out"].get(reason, [])}
         for name, stage in stages.items()
         for reason, count in _by_count(stage["counts"])
-    ]
+    ] + mixed
 
 
 def _clusters(clusters: Run) -> list[dict[str, Any]]:

@@ -43,7 +43,8 @@ def tokens_line(totals: Mapping[str, int]) -> str:
 def mix_line(counts: Mapping[str, int]) -> str:
     """What became of a source's rows in the mix."""
     within = "" if counts["within_limit"] == counts["rows"] else f", {counts['within_limit']:,} within its limit"
-    return f"{counts['rows']:,} rows{within}, {counts['held_out']:,} held out, {counts['written']:,} to train on"
+    thinned = f", {counts['by_weight']:,} left out by its weight" if counts.get("by_weight") else ""
+    return f"{counts['rows']:,} rows{within}, {counts['held_out']:,} held out{thinned}, {counts['written']:,} to train on"
 
 
 def _parts(done: Curation, name: str) -> str:

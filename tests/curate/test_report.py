@@ -18,6 +18,7 @@ from sft.curate import charts
 from sft.curate.pipeline import curate
 from sft.curate.recipe import CurateRecipe
 from sft.curate.report import REASONS, write_report
+from sft.curate.screen import mix_line
 from sft.errors import DataError
 
 SCRIPT = "</pre><script>document.title='obeyed'</script><img src=x onerror=\"document.title='obeyed'\">{{ 7*7 }}&lt;"
@@ -168,6 +169,19 @@ def test_sources_are_followed_to_the_end(tmp_path: Path) -> None:
     assert f"oak555202 identity–––{made}0{made} all111111{made + 8}0{made + 14}" in text
     assert "identity joins behind the other stages." in text
     assert "languagedid nothing" in text
+    assert "Left out limit mix3 Up to 4 examples" in text
+
+
+def test_rows_that_a_weight_leaves_out_are_counted(quickstart: Path, tmp_path: Path) -> None:
+    run = json.loads((quickstart / "run.json").read_text(encoding="utf-8"))
+    run["mixed"]["talks"] |= {"by_weight": 20, "written": 31}
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    write_report(tmp_path)
+    text = read(tmp_path).text
+    assert "behind splitheld outleft out by weightto train on talks7255495542031" in text
+    assert "near_duplicate dedup3" in text
+    assert "weight mix20" in text
+    assert mix_line(run["mixed"]["talks"]) == "55 rows, 4 held out, 20 left out by its weight, 31 to train on"
 
 
 def test_changes_without_a_text_to_show_say_what_they_are(quickstart: Path) -> None:
