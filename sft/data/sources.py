@@ -32,6 +32,12 @@ from sft.recipe import Source
 
 _log = logging.getLogger(__name__)
 _DETECT_ROWS = 100  # rows that ``auto`` looks at before it gives up
+_RUN_MARKS = ("run.json", "ledger.jsonl")  # beside recipe.yaml, they make a folder that of a run
+_RUN_ROWS = ("train.jsonl", "holdout.jsonl", "dataset.jsonl")  # what a run is made for
+
+
+class NoFilesError(DataError):
+    """Nothing is where a source should be: it may come yet, so a check of the recipe alone only says so."""
 
 
 def resolve_files(source: Source) -> list[Path]:
@@ -41,8 +47,9 @@ def resolve_files(source: Source) -> list[Path]:
     (``**`` crosses folders), all of whose files must have a known ending.
 
     Raises:
-        DataError: nothing matches, an unknown ending, or the same rows twice (one file under two names, or beside its own
-            compressed copy).
+        NoFilesError: nothing matches.
+        DataError: an unknown ending, the same rows twice (one file under two names, or beside its own compressed copy), or what a
+            run wrote besides its rows.
     """
     assert source.path is not None, "a Hub source has no files"
     root = Path(source.path).expanduser()
@@ -55,12 +62,43 @@ def resolve_files(source: Source) -> list[Path]:
     files = sorted(path for path in found if path.is_file())
     if not files:
         what = f"a folder without {', '.join(ENDINGS)} files" if root.is_dir() else "no such file, and no file matches it"
-        raise DataError(f"{source.path}: {what} (looked from {Path.cwd()})")
+        raise NoFilesError(f"{source.path}: {what} (looked from {Path.cwd()})")
     for path in files:
         if ending(path) is None:
             raise DataError(f"{path}: the ending of this file is not known ({', '.join(ENDINGS)}); narrow {source.path!r}")
+    if files != [root]:
+        _refuse_runs(files, source.path)
     _refuse_twins(files, source.path)
     return files
+
+
+def _refuse_runs(files: list[Path], pattern: str) -> None:
+    """A run directory holds its rows several times over, before and behind each stage, and the held-out ones among them."""
+    seen: set[Path] = set()
+    for path in files:
+        folder = path.parent
+        if path.stem.isdigit() and folder not in seen and _is_part(path):
+            folder = folder.parent
+        elif path.name in _RUN_ROWS or not _is_run(folder):
+            seen.add(folder)
+            continue
+        rows = next((folder / name for name in _RUN_ROWS if (folder / name).is_file()), folder / _RUN_ROWS[0])
+        raise DataError(
+            f"{pattern}: {folder} is what a run wrote, its rows several times over; name the file of its rows: {rows}"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() and any((folder / name).is_file() for name in _RUN_MARKS)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file is a part of a stage of a curation, or the report of one."""
+    try:
+        with path.with_suffix(".json").open(encoding="utf-8") as file:
+            return file.read(200).lstrip("{ \n").startswith('"key": "')
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _hidden(path: Path) -> bool:
@@ -165,6 +203,22 @@ class _Ids:
             at = (at + 1) % len(slots)
         slots[at] = value
         return True
+
+
+def refuse_broken(raw: RawRow) -> None:
+    """Stop at a row behind which the file cannot be read.
+
+    Raises:
+        DataError: in the words of a training (:func:`sft.data.dataset.check_drops`), whatever reads the file.
+    """
+    reason, _, detail = (raw.error or "").partition(": ")
+    if reason == "broken_file":
+        lines = [
+            "The rows behind a broken one are lost, and nobody knows how many:",
+            f"{raw.where}: {detail}",
+            "Mend the file.",
+        ]
+        raise DataError("\n".join(lines))
 
 
 def sound(raw: RawRow) -> Any:
