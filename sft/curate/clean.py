@@ -11,15 +11,16 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from sft.curate import statistics
-from sft.curate.chat import Chat, Message, Rule, read_chat
+from sft.curate.chat import Chat, Rule
 from sft.curate.parts import Batch, PartReport, beginning
 from sft.curate.recipe import rules_of
-from sft.data.conversation import Conversation, Drop, fold_inputs
+from sft.curate.rules.fields import FieldRule, has_field
+from sft.curate.shapes import read_row
+from sft.data.conversation import Drop
 from sft.data.fields import RowFault
-from sft.data.formats import FORMATS
-from sft.data.jsonl import RawRow
-from sft.data.sources import sound
 
+FIELDS_SEEN = "fields"
+"""Histogram of the rows that have a key which a rule asks for."""
 _MOST_ROUNDS = 8
 
 
@@ -33,38 +34,29 @@ class Cleaner:
 
     def __init__(self, rules: Sequence[Rule], formats: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
         self._rules, self._formats = rules, formats
+        self._fields = tuple({rule.field for rule in rules if isinstance(rule, FieldRule) and rule.required})
 
     def __call__(self, batch: Batch, report: PartReport) -> Iterator[dict[str, Any]]:
         for raw in batch.rows:
             report.rows_in += 1
             try:
-                chats = self._read(batch.source, raw)
+                chats = read_row(*self._formats[batch.source], raw, batch.source)
             except RowFault as fault:
                 report.drop(Drop(raw.where, fault.reason, fault.detail))
                 continue
             for chat in chats:
                 statistics.count_read(report, chat)
+                self._count_fields(chat, report)
                 cleaned = self.clean(chat, report)
                 if cleaned is not None:
                     statistics.count_kept(report, cleaned)
                     yield cleaned.to_row()
 
-    def _read(self, source: str, raw: RawRow) -> list[Chat]:
-        name, columns = self._formats[source]
-        value = sound(raw)
-        if name == "sharegpt" and not columns:
-            return [read_chat(value, raw.where)]
-        # Other shapes hold checked conversations; an input of theirs follows the instruction, as training folds it.
-        parsed = FORMATS[name](value, columns)
-        base, several = parsed.id or raw.where, len(parsed.conversations) > 1
-        chats = []
-        for number, turns in enumerate(parsed.conversations):
-            folded = fold_inputs(Conversation(base, turns, source)).turns
-            if any(turn.role == "tool" for turn in folded):
-                raise RowFault("tool_turn", "a conversation with tools cannot be written in ShareGPT's shape")
-            messages = tuple(Message(turn.role, turn.content) for turn in folded)
-            chats.append(Chat(f"{base}/{number}" if several else base, messages, where=raw.where))
-        return chats
+    def _count_fields(self, chat: Chat, report: PartReport) -> None:
+        """Rows with the keys that some row must have."""
+        for field in self._fields:
+            if has_field(chat.extra, field):
+                report.count(FIELDS_SEEN, field)
 
     def clean(self, chat: Chat, report: PartReport) -> Chat | None:
         """Apply the rules until none changes anything; None if one of them leaves the conversation out."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sft.errors import DataError, InputError
+
 if TYPE_CHECKING:
     from sft.curate.pipeline import Stage
 
@@ -31,8 +33,12 @@ def _go(recipe: Path, set_: list[str] | None, until: Stage) -> None:
     from sft.curate.report import write_report
     from sft.curate.screen import lines
 
-    loaded, _ = load_curate_recipe(recipe, set_ or ())
-    done = curate(loaded, until=until)
+    loaded, document = load_curate_recipe(recipe, set_ or ())
+    out = Path(loaded.output.dir)
+    if recipe.is_dir() and document.where.get(("output", "dir")) != "--set" and out.resolve() != recipe.resolve():
+        cure = f"start it where the run was started, or say --set output.dir={recipe}"
+        raise InputError(f"output.dir: {out}, seen from {Path.cwd()}, is not the run directory {recipe}; {cure}")
+    done = curate(loaded, until=until, document=document)
     for line in lines(done):
         typer.echo(line)
     if until == "mix":
@@ -41,10 +47,16 @@ def _go(recipe: Path, set_: list[str] | None, until: Stage) -> None:
 
 @app.command()
 def check(recipe: RecipePath, set_: Set = None) -> None:
-    """Report every fault of a recipe at once, with file and line. Reads no rows."""
+    """Report every fault of a recipe, with file and line, and which files are not there yet. Reads no rows."""
+    from sft.config import dotted
+    from sft.curate import refusals
     from sft.curate.recipe import load_curate_recipe
 
-    loaded, _ = load_curate_recipe(recipe, set_ or ())
+    loaded, document = load_curate_recipe(recipe, set_ or ())
+    faults, absent = refusals.problems(loaded)
+    refusals.raise_all(faults, document)
+    for key, words in absent:
+        typer.echo(f"{recipe}: not there yet: {dotted(key)}: {words}")
     rules = ", ".join(rule.kind for rule in loaded.rules) or "none"
     stages = ["clean", *(name for name in ("dedup", "split") if getattr(loaded, name) is not None), "mix"]
     typer.echo(f"{recipe}: no faults. Sources: {len(loaded.sources)}. Stages: {', '.join(stages)}. Rules: {rules}.")
@@ -89,9 +101,16 @@ def stats(
     """Count rows, turns, characters and languages of files of conversations."""
     from sft.curate.screen import stats_lines
 
+    faults = []
     for path in paths:
-        for line in stats_lines(path):
-            typer.echo(line)
+        try:
+            for line in stats_lines(path):
+                typer.echo(line)
+        except DataError as error:
+            faults.append(str(error))
+            typer.echo(f"{path}: not counted, see below")
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 @app.command()

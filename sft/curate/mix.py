@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pydantic
 from pydantic import Field
 
-from sft.config import KeyedError, Section
+from sft.config import Section
 from sft.curate.chat import Chat
 from sft.curate.dedup import content_key
 from sft.errors import DataError
@@ -48,13 +48,19 @@ class MixSection(Section):
     seed: int = Field(default=0, ge=0)
     """Another seed makes other choices and another order."""
 
-    @pydantic.model_validator(mode="after")
-    def _sane(self) -> MixSection:
-        if self.holdout < 0 or (isinstance(self.holdout, float) and self.holdout >= 1.0):
-            raise KeyedError("holdout", "must be a number of rows, or a share of at least 0 and below 1")
-        if low := [label for label, limit in self.limits.items() if limit < 1]:
-            raise KeyedError("limits", f"{low[0]}: a limit is at least 1; leave the source out instead")
-        return self
+    @pydantic.field_validator("holdout")
+    @classmethod
+    def _is_below_all(cls, holdout: int | float) -> int | float:
+        if holdout < 0 or (isinstance(holdout, float) and holdout >= 1.0):
+            raise ValueError("must be a number of rows, or a share of at least 0 and below 1")
+        return holdout
+
+    @pydantic.field_validator("limits")
+    @classmethod
+    def _leave_something(cls, limits: dict[str, int]) -> dict[str, int]:
+        if low := [label for label, limit in limits.items() if limit < 1]:
+            raise ValueError(f"{low[0]}: a limit is at least 1; leave the source out instead")
+        return limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +111,17 @@ class MixPlan:
     Attributes:
         train: rows to train on, repeated by weight.
         holdout: held-out rows, once each.
-        counts: label -> ``{"rows", "within_limit", "held_out", "written"}``, the last one copies included.
+        counts: label -> ``{"rows", "within_limit", "held_out", "by_weight", "written"}``: all of them, those that the limit leaves, held
+            out, left out by a weight below 1, and written, copies included.
+        beyond: of each source the rows that its limit leaves out.
+        thinned: of each source the rows that its weight leaves out.
     """
 
     train: MixedRows
     holdout: MixedRows
     counts: dict[str, dict[str, int]]
+    beyond: tuple[Ints, ...]
+    thinned: tuple[Ints, ...]
 
 
 def content_mark(chat: Chat) -> int:
@@ -161,13 +172,17 @@ def plan_mix(section: MixSection, sources: Sequence[MixSource]) -> MixPlan:
     groups = np.concatenate([np.empty(0, np.uint64), *(group[rows] for group, rows in zip(chosen, taken, strict=True))])
     held = np.split(_held_out(groups, section.holdout, section.seed), np.cumsum([len(rows) for rows in taken])[:-1])
     train, holdout, counts = list[MixedRows](), list[MixedRows](), dict[str, dict[str, int]]()
+    beyond, thinned = list[Ints](), list[Ints]()
     for number, (source, rows, apart) in enumerate(zip(sources, taken, held, strict=True)):
         copies = copies_of(source.marks[rows[~apart]], source.weight, section.seed)
         train.append(_repeat(number, source.marks, rows[~apart], copies, section.seed))
         holdout.append(_repeat(number, source.marks, rows[apart], np.ones(int(apart.sum()), np.int64), section.seed))
-        found = (len(source.marks), len(rows), len(holdout[-1]), len(train[-1]))
-        counts[source.label] = dict(zip(("rows", "within_limit", "held_out", "written"), found, strict=True))
-    return MixPlan(_in_order(train, section.shuffle), _in_order(holdout, section.shuffle), counts)
+        beyond.append(np.setdiff1d(np.arange(len(source.marks)), rows, assume_unique=True))
+        thinned.append(rows[~apart][copies == 0])
+        found = (len(source.marks), len(rows), len(holdout[-1]), len(thinned[-1]), len(train[-1]))
+        counts[source.label] = dict(zip(("rows", "within_limit", "held_out", "by_weight", "written"), found, strict=True))
+    sides = (_in_order(train, section.shuffle), _in_order(holdout, section.shuffle))
+    return MixPlan(*sides, counts, tuple(beyond), tuple(thinned))
 
 
 def _within(marks: Hashes, limit: int | None, seed: int) -> Ints:
@@ -183,7 +198,8 @@ def _held_out(groups: Hashes, wanted: int | float, seed: int) -> npt.NDArray[np.
     if count == 0:
         return np.zeros(len(groups), np.bool_)
     if count >= len(groups):
-        raise DataError(f"mix.holdout asks for {count} rows, there are only {len(groups)}")
+        asked = f"{wanted} of {len(groups)} rows, which is {count}" if isinstance(wanted, float) else f"{count} rows"
+        raise DataError(f"mix.holdout asks for {asked}, and there are only {len(groups)}: nothing would be left; lower it")
     unique, sizes = np.unique(groups, return_counts=True)
     ranked = np.argsort(hashes(unique, seed, "holdout"))
     enough = int(np.searchsorted(np.cumsum(sizes[ranked]), count)) + 1

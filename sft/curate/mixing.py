@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sft.curate.chat import read_chat
-from sft.curate.mix import MixedRows, MixSource, content_mark, plan_mix
+from sft.curate.mix import MixedRows, MixPlan, MixSource, content_mark, plan_mix
 from sft.curate.recipe import IDENTITY, CurateRecipe
-from sft.errors import DataError
 
 
 class _Lines:
@@ -41,6 +40,10 @@ class _Lines:
         self._files[number].seek(at)
         return self._files[number].readline()
 
+    def id(self, row: int) -> str:
+        """The id of a row."""
+        return str(json.loads(self[row])["id"])
+
     def close(self) -> None:
         for file in self._files:
             file.close()
@@ -52,7 +55,9 @@ def _text_mark(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def write_mix(recipe: CurateRecipe, folder: Path, parts: Sequence[tuple[Path, str]]) -> dict[str, dict[str, int]]:
+def write_mix(
+    recipe: CurateRecipe, folder: Path, parts: Sequence[tuple[Path, str]]
+) -> tuple[dict[str, dict[str, int]], list[list[str]]]:
     """Write ``train.jsonl`` and, if rows are held out, ``holdout.jsonl``.
 
     Args:
@@ -61,10 +66,11 @@ def write_mix(recipe: CurateRecipe, folder: Path, parts: Sequence[tuple[Path, st
         parts: files of the last stage with the label of their source, in order.
 
     Returns:
-        Label -> counts, as in :class:`sft.curate.mix.MixPlan`.
+        Label -> counts, as in :class:`sft.curate.mix.MixPlan`; and the rows that limits and weights left out, as
+        ``[place, reason, detail]``.
 
     Raises:
-        DataError: no rows.
+        DataError: a holdout that leaves nothing to train on.
     """
     labels = [source.label for source in recipe.sources]
     weights = [source.weight for source in recipe.sources]
@@ -74,8 +80,6 @@ def write_mix(recipe: CurateRecipe, folder: Path, parts: Sequence[tuple[Path, st
     paths = [[path for path, label in parts if label == wanted] for wanted in labels]
     lines = [_Lines(own) for own in paths]
     try:
-        if not any(own.marks for own in lines):
-            raise DataError(f"no rows are left; {folder / 'dropped.jsonl'} says why each was left out")
         sources = [
             MixSource(label, np.array(own.marks, np.uint64), weight, np.array(own.groups, np.uint64))
             for label, own, weight in zip(labels, lines, weights, strict=True)
@@ -86,10 +90,19 @@ def write_mix(recipe: CurateRecipe, folder: Path, parts: Sequence[tuple[Path, st
             _write(folder / "holdout.jsonl", lines, plan.holdout)
         else:
             (folder / "holdout.jsonl").unlink(missing_ok=True)
-        return plan.counts
+        return plan.counts, _left_out(recipe, lines, plan, sources)
     finally:
         for own in lines:
             own.close()
+
+
+def _left_out(recipe: CurateRecipe, lines: Sequence[_Lines], plan: MixPlan, sources: Sequence[MixSource]) -> list[list[str]]:
+    found = []
+    for own, source, beyond, thinned in zip(lines, sources, plan.beyond, plan.thinned, strict=True):
+        limit = f"mix.limits: {recipe.mix.limits.get(source.label)} rows of {source.label}"
+        found += [[own.id(row), "limit", limit] for row in beyond.tolist()]
+        found += [[own.id(row), "weight", f"weight {source.weight:g} of {source.label}"] for row in thinned.tolist()]
+    return found
 
 
 def _write(path: Path, lines: Sequence[_Lines], rows: MixedRows) -> None:

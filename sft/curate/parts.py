@@ -335,12 +335,20 @@ def run_parts(
         The reports in order, and how many parts were there already.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
     reports: list[PartReport] = []
     for report in workers.run(folder, batches, make_work, settings):
         reports.append(report)
         progress(report.rows_in)
     _remove_surplus(folder, len(reports))
     return reports, sum(report.reused for report in reports)
+
+
+def remove_drafts(folder: Path) -> None:
+    """What processes that were killed had not finished: whole files have names of their own."""
+    for pattern in (".*.tmp", ".*.partial"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _remove_surplus(folder: Path, parts: int) -> None:

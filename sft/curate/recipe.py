@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from sft.config import Document, KeyedError, Section, load
+from sft.config import Document, KeyedError, KeyedErrors, Section, load
 from sft.curate.chat import Rule
 from sft.curate.dedup import DedupSection
 from sft.curate.mix import MixSection
@@ -60,6 +61,15 @@ class OutputSection(Section):
     """Ray cluster whose machines work: ``local`` starts one here, ``auto`` joins the one that this machine belongs to, ``HOST:PORT`` that
     one; null works without Ray. Needs the extra ``ray``. Changes no byte of the result."""
 
+    @pydantic.field_validator("ray")
+    @classmethod
+    def _is_an_address(cls, ray: str | None) -> str | None:
+        if ray is not None and ray.startswith("ray://"):
+            raise ValueError("ray:// is for machines outside a cluster, which do not see its files; start this on one inside")
+        if ray is not None and ray not in ("auto", "local") and not re.fullmatch(r"\S+:\d+", ray):
+            raise ValueError(f"must be local, auto or HOST:PORT, got {ray!r}")
+        return ray
+
 
 class CurateRecipe(Section):
     """A whole curation. The order of the fields is the order of the file."""
@@ -76,6 +86,8 @@ class CurateRecipe(Section):
     """Rows about the model's own name; null adds none."""
     mix: MixSection = Field(default_factory=MixSection)
     """Order, shares and held-out rows."""
+    max_unreadable_share: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Stop behind ``clean`` if more than this share of the rows cannot be read: no JSON, or not of the shape of their source."""
     output: OutputSection
 
     @pydantic.model_validator(mode="after")
@@ -84,6 +96,8 @@ class CurateRecipe(Section):
         if twice := next((label for label in labels if labels.count(label) > 1), None):
             also = " (the label of the rows of 'identity')" if twice == IDENTITY and self.identity else ""
             raise KeyedError("sources", f"two sources are called {twice!r}{also}; give one of them another name")
+        if strange := next((label for label in self.mix.limits if label not in labels), None):
+            raise KeyedErrors([("mix.limits", f"no source is called {strange!r}; there are {', '.join(labels)}")])
         return self
 
 

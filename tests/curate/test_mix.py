@@ -56,8 +56,8 @@ def test_everything_once_in_the_order_of_the_sources() -> None:
     assert plan.train.row.tolist() == [0, 1, 2, 0]
     assert len(plan.holdout) == 0
     assert plan.counts == {
-        "a": {"rows": 3, "within_limit": 3, "held_out": 0, "written": 3},
-        "b": {"rows": 1, "within_limit": 1, "held_out": 0, "written": 1},
+        "a": {"rows": 3, "within_limit": 3, "held_out": 0, "by_weight": 0, "written": 3},
+        "b": {"rows": 1, "within_limit": 1, "held_out": 0, "by_weight": 0, "written": 1},
     }
 
 
@@ -90,7 +90,7 @@ def test_a_smaller_limit_takes_a_part_of_what_a_larger_one_takes() -> None:
 
 def test_the_limit_counts_before_the_weight() -> None:
     plan = plan_mix(MixSection(limits={"a": 3}), [MixSource("a", marks(range(9)), 2.0), MixSource("b", marks([1]))])
-    assert plan.counts["a"] == {"rows": 9, "within_limit": 3, "held_out": 0, "written": 6}
+    assert plan.counts["a"] == {"rows": 9, "within_limit": 3, "held_out": 0, "by_weight": 0, "written": 6}
 
 
 _SOURCES = st.lists(
@@ -176,7 +176,11 @@ def test_another_seed_is_another_order() -> None:
     ("section", "message"),
     [
         ({"limits": {"c": 5}}, "mix.limits names 'c'; the sources are a"),
-        ({"holdout": 4}, "mix.holdout asks for 4 rows, there are only 4"),
+        ({"holdout": 4}, "mix.holdout asks for 4 rows, and there are only 4: nothing would be left; lower it"),
+        (
+            {"holdout": 0.99},
+            "mix.holdout asks for 0.99 of 4 rows, which is 4, and there are only 4: nothing would be left; lower it",
+        ),
         (
             {"holdout": 3},
             "mix.holdout asks for 3 rows, and rows of equal content stay together: nothing would be left; lower it",

@@ -55,6 +55,7 @@ def recipe(base: Path, out: Path, **changes: Any) -> CurateRecipe:
         "dedup": {},
         "split": {"model": {"name_or_path": str(base / "model")}, "template": {"name": "vicuna_v1.1"}, "max_length": 256},
         "mix": {"holdout": 5},
+        "max_unreadable_share": 0.02,
         "output": {"dir": str(out), "rows_per_part": 16, "workers": 1},
     }
     for key, value in changes.items():
@@ -200,7 +201,7 @@ def test_rows_about_the_models_own_name_join_behind_dedup(base: Path, straight: 
 
 
 def test_nothing_left_is_an_error(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no rows are left; .*dropped\.jsonl says why each was left out"):
+    with pytest.raises(DataError, match=r"no rows are left after clean; .*dropped\.jsonl says why each was left out"):
         go(base, tmp_path, rules=[{"kind": "min_length", "characters": 100_000}])
 
 

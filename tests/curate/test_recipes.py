@@ -156,4 +156,4 @@ def test_what_the_quickstart_keeps_changes_and_leaves_out(quickstart: Path) -> N
     }
     assert (dedup["counts"], dedup["changed"]) == ({"exact_duplicate": 3, "near_duplicate": 3}, {"same_id_renamed": 1})
     assert (split["counts"], split["changed"]) == ({}, {"split": 5, "exchange_too_long_kept": 1})
-    assert run["mixed"] == {"talks": {"rows": 55, "within_limit": 55, "held_out": 4, "written": 51}}
+    assert run["mixed"] == {"talks": {"rows": 55, "within_limit": 55, "held_out": 4, "by_weight": 0, "written": 51}}

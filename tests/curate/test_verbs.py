@@ -64,8 +64,9 @@ def test_light_verbs_leave_the_heavy_libraries_alone(arguments: list[str]) -> No
 def test_check_reads_no_rows(tmp_path: Path) -> None:
     said = _ok("check", RECIPE, "--set", "sources[0].path=nowhere.jsonl", "--set", "dedup=null")
     assert said == [
+        f"{RECIPE}: not there yet: sources[0].path: nowhere.jsonl: no such file, and no file matches it (looked from {Path.cwd()})",
         f"{RECIPE}: no faults. Sources: 1. Stages: clean, split, mix. Rules: html, field, role_repair, notice, empty_turn, refusal, "
-        "vendor_names, repetition, broken_list, language, pii, min_length."
+        "vendor_names, repetition, broken_list, language, pii, min_length.",
     ]
 
 

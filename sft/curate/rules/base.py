@@ -31,9 +31,16 @@ class RuleBase(Section):
         """The same object if there is nothing to do, another conversation, or why this one is left out."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Read what the rule needs besides its section, so that a fault of it is found before any row is read; nothing here.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+
     @property
     def reads(self) -> tuple[str, ...]:
-        """Files that decisions depend on, besides the section itself."""
+        """Files, folders and globs that decisions depend on, besides the section itself; its key ``files`` names them."""
         return ()
 
 

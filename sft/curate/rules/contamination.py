@@ -11,6 +11,10 @@ from sft.curate.chat import Chat
 from sft.curate.rules.base import Removal, Role, RuleBase, place, refuse, shown
 from sft.curate.rules.prose import without_code
 from sft.data.conversation import Drop
+from sft.data.jsonl import read_rows
+from sft.data.sources import resolve_files
+from sft.errors import DataError
+from sft.recipe import Source
 from sft.text.contamination import FIELDS, EvaluationTexts
 
 
@@ -23,7 +27,7 @@ class ContaminationRule(RuleBase):
 
     kind: Literal["contamination"] = "contamination"
     files: tuple[str, ...] = Field(min_length=1)
-    """Evaluation sets: .jsonl, .json or .parquet."""
+    """Evaluation sets: files, folders or globs, of the endings that a source may have. Each must hold rows."""
     fields: tuple[str, ...] = Field(default=FIELDS, min_length=1)
     """Keys of their rows that hold texts, or lists of texts."""
     ngram: int = Field(default=13, ge=4, le=100)
@@ -39,11 +43,14 @@ class ContaminationRule(RuleBase):
     def reads(self) -> tuple[str, ...]:
         return self.files
 
+    def prepare(self) -> None:
+        self.texts()
+
     def texts(self) -> EvaluationTexts:
         """The sets, read once per process.
 
         Raises:
-            DataError: a set that cannot be read, or a row with none of the fields.
+            DataError: a set that is not there, cannot be read or holds no rows, or a row with none of the fields.
         """
         return _evaluation(self.files, self.fields, self.ngram)
 
@@ -62,5 +69,9 @@ class ContaminationRule(RuleBase):
 
 
 @lru_cache(maxsize=8)
-def _evaluation(files: tuple[str, ...], fields: tuple[str, ...], ngram: int) -> EvaluationTexts:
+def _evaluation(names: tuple[str, ...], fields: tuple[str, ...], ngram: int) -> EvaluationTexts:
+    files = [str(path) for name in names for path in resolve_files(Source(path=name))]
+    for file in files:
+        if next(read_rows(file), None) is None:
+            raise DataError(f"{file}: an evaluation set without rows guards nothing; give the whole set, or take it out")
     return EvaluationTexts(files, fields, ngram)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pydantic
@@ -60,6 +60,8 @@ class FieldRule(RuleBase):
     """``drop`` leaves out every row with the key, as the original does for ``plugins``."""
     missing: Literal["keep", "drop"] = "keep"
     """Rows without it."""
+    required: bool = True
+    """Stop if no row of any source has the key: it is taken for a misspelt one. ``false`` where a set may well be without it."""
 
     @pydantic.model_validator(mode="after")
     def _does_something(self) -> FieldRule:
@@ -71,9 +73,7 @@ class FieldRule(RuleBase):
         return self
 
     def apply(self, chat: Chat) -> Chat | Drop:
-        found: Any = chat.extra
-        for key in self.field.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
+        found = _value(chat.extra, self.field)
         if found is None or (isinstance(found, (str, list, tuple, dict)) and not found):
             return chat.drop("field_missing", f"the row has no {self.field!r}") if self.missing == "drop" else chat
         if self.present == "drop":
@@ -82,6 +82,20 @@ class FieldRule(RuleBase):
         if _matches(texts, self.skip) or (self.keep and not _matches(texts, self.keep)):
             return chat.drop("field_value", f"{self.field!r} is {shown(_text(found))}")
         return chat
+
+
+def has_field(extra: Mapping[str, Any], field: str) -> bool:
+    """Whether the key is there, be it null or empty; dots lead into objects."""
+    *outer, last = field.split(".")
+    inside = _value(extra, ".".join(outer)) if outer else extra
+    return isinstance(inside, Mapping) and last in inside
+
+
+def _value(extra: Mapping[str, Any], field: str) -> Any:
+    found: Any = extra
+    for key in field.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _one_of_both(keep: tuple[str, ...], skip: tuple[str, ...], example: str, other: bool) -> None:
