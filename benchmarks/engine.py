@@ -37,12 +37,15 @@ def child(recipe: str, sets: list[str]) -> None:
     run(load_recipe(recipe, sets)[0], probe=True)
 
 
+def _scratch() -> list[str]:
+    return ["model.name_or_path=null", f"model.scratch={json.dumps({'config': SEVEN_B, 'vocab_size': 32000})}"]
+
+
 def measure(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="vicugna-bench-") as folder:
         sets = [
-            "model.name_or_path=null",
             "model.revision=null",
-            f"model.scratch={json.dumps({'config': SEVEN_B, 'vocab_size': 32000})}",
+            *(_scratch() if options.base is None else [f"model.name_or_path={options.base}"]),
             f"data.sources=[{{path: {json.dumps(options.data)}, format: auto}}]",
             f"data.cache_dir={options.cache}",
             "data.max_drop_share=0.05",
@@ -50,6 +53,8 @@ def measure(name: str, options: argparse.Namespace) -> None:
             "train.sharding=none",
             f"output.dir={folder}/run",
             "output.log_every=1",
+            "output.save_every=null",
+            "output.eval_every=null",
             *VARIANTS[name],
             *options.set,
         ]
@@ -79,6 +84,9 @@ def measure(name: str, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True, help="rows of any format")
+    parser.add_argument(
+        "--base", help="a model folder (of random_llama.py); adapters need one, other variants make their own weights"
+    )
     parser.add_argument("--recipe", default="recipes/alpaca.yaml")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=14)
