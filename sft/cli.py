@@ -25,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Supervised fine-tuning: one YAML recipe to a tuned, merged, talking model.",
-    epilog="Exit status: 0 done, 2 bad input, 1 a run that failed or a bug. Recipes: recipes/*.yaml; start with recipes/quickstart.yaml.",
+    epilog="Exit status: 0 done, 2 bad input, 1 a run that failed or a bug, 130 stopped by Ctrl-C. "
+    "Recipes: recipes/*.yaml; start with recipes/quickstart.yaml.",
 )
 
 app.add_typer(data, name="data")
@@ -257,7 +258,7 @@ def eval_(
     Console().print(table)
 
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, and any shell of the signal
 
 
 def main() -> None:
@@ -275,7 +276,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as stopped:
         if stopped.code == _INTERRUPTED:
-            sys.stderr.write("interrupted; what is complete stands: go on with the same command, a training with --resume\n")
+            resumed = " and --resume" if sys.argv[1:2] == ["train"] else ""
+            sys.stderr.write(f"interrupted; what is complete stands: go on with the same command{resumed}\n")
         raise
 
 

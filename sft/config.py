@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import pydantic
 import yaml
@@ -26,6 +28,7 @@ __all__ = [
     "apply_overrides",
     "build",
     "dotted",
+    "file_order",
     "flatten",
     "known_keys",
     "load",
@@ -37,6 +40,15 @@ __all__ = [
 
 SectionT = TypeVar("SectionT", bound="Section")
 
+_KIND = "kind"
+"""Key that tells the sections of a union apart."""
+_KINDS: Final = (
+    (frozenset({"model", "template", "data", "train", "lora", "plan"}), "a training", "sft"),
+    (frozenset({"sources", "rules", "dedup", "split", "identity", "mix"}), "a curation", "sft data"),
+    (frozenset({"seeds", "teacher", "strategy", "filters", "budget"}), "a generation", "selfinstruct"),
+)
+"""Sections that only one kind of recipe has, what it is of, and the command whose verbs read it."""
+_HINT = re.compile(r"did you mean '([^']*)'")
 _PATH = re.compile(r"[^.\[\]]+(\[\d+\]|\.[^.\[\]]+)*")
 
 
@@ -104,10 +116,11 @@ def build(schema: type[SectionT], document: Document) -> SectionT:
         # JSON mode: strict about types, yet a list may fill a tuple field.
         built = schema.model_validate_json(json.dumps(document.value))
     except pydantic.ValidationError as error:
-        faults += _schema_faults(schema, document, error.errors())
+        found = _schema_faults(schema, document, error.errors())
+        faults += [*found, *_behind_unknown_keys(schema, document, error.errors(), found)]
         built = None
     if faults or built is None:
-        raise RecipeError(sorted(faults, key=_file_order))
+        raise RecipeError(sorted(faults, key=file_order))
     return built
 
 
@@ -129,7 +142,37 @@ def _schema_faults(schema: type[Section], document: Document, items: Sequence[Ma
     return list(found.values())
 
 
-def _file_order(fault: Fault) -> tuple[str, int]:
+def _behind_unknown_keys(
+    schema: type[Section], document: Document, items: Sequence[Mapping[str, Any]], told: Sequence[Fault]
+) -> list[Fault]:
+    """What a section's own checks say: pydantic does not ask them while it has an unknown key. They are asked as if each had the name
+    that it was taken for, or were not there."""
+    unknown = [
+        _own_key(tuple(item["loc"]), document.value, absent=False) for item in items if item["type"] == "extra_forbidden"
+    ]
+    hints = {fault.key: name for fault in told for name in _HINT.findall(fault.message)}
+    value = copy.deepcopy(document.value)
+    for *around, last in unknown:
+        inside: Any = value
+        for part in around:
+            inside = inside[part]
+        section, _, meant = hints.get(dotted((*around, last)), "").rpartition(".")
+        given = inside.pop(last, None)
+        if meant and section == dotted(tuple(around)):
+            inside.setdefault(meant, given)
+    known = {fault.key for fault in told}
+    below = tuple(f"{name}{mark}" for name in hints.values() for mark in ".[")
+    try:
+        if unknown:
+            schema.model_validate_json(json.dumps(value))
+    except pydantic.ValidationError as error:
+        found = _schema_faults(schema, replace(document, value=value), error.errors())
+        return [f for f in found if f.key not in known | set(hints.values()) and not f.key.startswith(below)]
+    return []
+
+
+def file_order(fault: Fault) -> tuple[str, int]:
+    """By what faults are sorted."""
     name, _, line = fault.where.rpartition(":")
     return (name, int(line)) if line.isdigit() else (fault.where, 0)
 
@@ -149,12 +192,12 @@ _PLAIN_WORDS = {
 
 def _faults(schema: type[Section], document: Document, item: Mapping[str, Any]) -> list[Fault]:
     raw: Key = tuple(item["loc"])
-    key = _strip_union_labels(raw, document.value, absent=item["type"] == "missing")
+    key = _own_key(raw, document.value, absent=item["type"] == "missing")
     kind, given = item["type"], item.get("input")
     if kind == "value_error" and isinstance(item["ctx"]["error"], KeyedErrors):
         return [Fault(document.locate((*key, *k)), dotted((*key, *k)), message) for k, message in item["ctx"]["error"].items]
     if kind == "extra_forbidden":
-        message = "unknown key" + _did_you_mean(schema, key)
+        message = "unknown key" + _did_you_mean(schema, key, document.value)
     elif kind == "value_error":
         message = str(item["ctx"]["error"])
         named = getattr(item["ctx"]["error"], "key", None)
@@ -190,15 +233,21 @@ class KeyedError(ValueError):
         super().__init__(message)
 
 
-def _strip_union_labels(key: Key, value: Any, *, absent: bool) -> Key:
-    """pydantic puts union branch names into ``loc``; keep only the parts that lead somewhere in the document (``absent``: all but the last)."""
+def _own_key(loc: Key, value: Any, *, absent: bool) -> Key:
+    """The key in the document of what pydantic found at ``loc``, which also holds the names of union branches.
+
+    The section of a union that is told by its ``kind`` has that kind right behind it, whatever keys it has: a key may be of the same name.
+    Of other parts those stay that lead somewhere in the document (``absent``: all but the last).
+    """
     out: list[str | int] = []
-    for i, part in enumerate(key):
-        here = value[part] if _has(value, part) else None
-        if _has(value, part):
+    entered = False
+    for i, part in enumerate(loc):
+        if entered and isinstance(value, dict) and value.get(_KIND) == part:
+            entered = False
+        elif _has(value, part):
             out.append(part)
-            value = here
-        elif absent and i == len(key) - 1 and isinstance(value, dict) and isinstance(part, str) and part.isidentifier():
+            value, entered = value[part], True
+        elif absent and i == len(loc) - 1 and isinstance(value, dict) and isinstance(part, str) and part.isidentifier():
             out.append(part)
     return tuple(out)
 
@@ -242,9 +291,10 @@ def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
             yield from known_keys(inner, f"{prefix}{name}.")
 
 
-def _did_you_mean(schema: type[Section], key: Key) -> str:
-    wanted = ".".join(part for part in key if isinstance(part, str))
-    keys = [k for k in known_keys(schema) if not f"{wanted}.".startswith(f"{k}.")]
+def _did_you_mean(schema: type[Section], key: Key, value: Any) -> str:
+    names = [part for part in key if isinstance(part, str)]
+    wanted = ".".join(names)
+    keys = [k for k in _fitting_keys(schema, key, value) if not f"{wanted}.".startswith(f"{k}.")]
     # The same name in another section beats a similar name here.
     moved = [k for k in keys if k.rsplit(".", 1)[-1] == key[-1]]
     match = moved or difflib.get_close_matches(wanted, keys, 1, 0.7)
@@ -252,7 +302,50 @@ def _did_you_mean(schema: type[Section], key: Key) -> str:
         by_leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
         near = difflib.get_close_matches(str(key[-1]), list(by_leaf), 1, 0.75)
         match = [by_leaf[n] for n in near]
-    return f"; did you mean '{match[0]}'?" if match else ""
+    return f"; did you mean '{_beside(key, match[0])}'?" if match else ""
+
+
+def _fitting_keys(schema: type[Section], key: Key, value: Any) -> list[str]:
+    """All keys but those that only sections of another ``kind`` have in the place of the one around ``key``."""
+    for part in key[:-1]:
+        value = value[part]
+    around = [part for part in key[:-1] if isinstance(part, str)]
+    here = [schema]
+    for name in around:
+        fields = [section.model_fields[name] for section in here if name in section.model_fields]
+        here = [inner for info in fields for inner in sections_of(info.annotation)]
+    told = [section for section in here if _KIND in section.model_fields]
+    kinds = [section for section in told if section.model_fields[_KIND].default == value.get(_KIND)]
+    if len(told) < 2 or not kinds:
+        return list(known_keys(schema))
+    prefix = ".".join(around) + "."
+    return [
+        k for k in known_keys(schema) if not k.startswith(prefix) or k[len(prefix) :].split(".")[0] in kinds[0].model_fields
+    ]
+
+
+def _beside(key: Key, name: str) -> str:
+    """A known key with the indices of ``key`` in the part that both share."""
+    out: list[str | int] = []
+    left = name.split(".")
+    for part in key:
+        if isinstance(part, str):
+            if not left or left[0] != part:
+                break
+            left.pop(0)
+        out.append(part)
+    return dotted((*out, *left))
+
+
+def _refuse_other_kinds(schema: type[Section], document: Document) -> None:
+    """One fault instead of one for every key, where a recipe is meant for other verbs."""
+    given, fields = document.value.keys(), schema.model_fields.keys()
+    if any(sections & fields and sections & given for sections, _, _ in _KINDS):
+        return
+    for sections, what, command in _KINDS:
+        if not sections & fields and len(sections & given) > 1:
+            said = f"this is the recipe of {what}: its verbs are those of {command}, such as {command} check"
+            raise RecipeError([Fault(document.path, "", said)])
 
 
 def load(schema: type[SectionT], path: str | Path, overrides: Iterable[str] = ()) -> tuple[SectionT, Document]:
@@ -270,7 +363,9 @@ def load(schema: type[SectionT], path: str | Path, overrides: Iterable[str] = ()
         RecipeError: all faults together.
     """
     path = Path(path)
-    document = read_yaml(path / "recipe.yaml" if path.is_dir() else path)
+    required = [name for name, info in schema.model_fields.items() if info.is_required()]
+    document = read_yaml(path / "recipe.yaml" if path.is_dir() else path, required[:2])
+    _refuse_other_kinds(schema, document)
     apply_overrides(document, overrides)
     return build(schema, document), document
 

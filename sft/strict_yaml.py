@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,12 @@ class Walker:
             return None
 
 
-def read_yaml(path: str | Path) -> Document:
+def read_yaml(path: str | Path, sections: Sequence[str] = ("model", "data")) -> Document:
     """Read one YAML 1.2 mapping.
+
+    Args:
+        path: the file.
+        sections: some that it should have, to name where it has none.
 
     Raises:
         RecipeError: unreadable file, not YAML, not a mapping, or any repeated key, tag or alias (all of them at once).
@@ -175,6 +180,7 @@ def read_yaml(path: str | Path) -> Document:
         raise RecipeError([Fault(name, "", f"not valid YAML: {str(error).splitlines()[0]}")]) from None
     walker = Walker(name)
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeError([Fault(f"{name}:1", "", "a recipe is a mapping of sections, such as 'model:' and 'data:'")])
+        named = " and ".join(f"'{name}:'" for name in sections)
+        raise RecipeError([Fault(f"{name}:1", "", f"a recipe is a mapping of sections, such as {named}")])
     value = walker.walk(node, ())
     return Document(value=value, where=walker.where, path=name, faults=walker.faults)

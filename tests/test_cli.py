@@ -189,17 +189,27 @@ def test_check_knows_the_templates_and_says_which_files_are_missing(
     assert _fails(["train", recipe, "--set", sources], monkeypatch, capsys) == f"{missing}\n"
 
 
-def test_an_interrupted_verb_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_: Path) -> list[str]:
+@pytest.mark.parametrize(
+    ("where", "arguments", "more"),
+    [
+        ("sft.curate.screen.stats_lines", ["data", "stats", "rows.jsonl"], ""),
+        ("sft.curate.recipe.load_curate_recipe", ["data", "run", "r.yaml"], ""),
+        ("sft.recipe.load_recipe", ["train", "r.yaml"], " and --resume"),
+    ],
+)
+def test_an_interrupted_verb_says_how_to_go_on(
+    where: str, arguments: list[str], more: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sft.curate.screen.stats_lines", interrupted)
-    monkeypatch.setattr(sys, "argv", ["sft", "data", "stats", "rows.jsonl"])
+    monkeypatch.setattr(where, interrupted)
+    monkeypatch.setattr(sys, "argv", ["sft", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
     said = capsys.readouterr().err
-    assert said == "interrupted; what is complete stands: go on with the same command, a training with --resume\n"
+    assert said == f"interrupted; what is complete stands: go on with the same command{more}\n"
 
 
 def test_resume_and_overwrite_contradict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,7 +176,7 @@ def test_a_tag_on_a_key_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["- 1\n", "", "# nothing\n", "text\n", "3\n"])
 def test_a_file_that_is_no_mapping(text: str) -> None:
-    assert faults(text) == ["bad.yaml:1: a recipe is a mapping of sections, such as 'model:' and 'data:'"]
+    assert faults(text) == ["bad.yaml:1: a recipe is a mapping of sections, such as 'model:' and 'template:'"]
 
 
 def test_a_key_that_is_not_text() -> None:
@@ -268,7 +268,7 @@ def test_all_faults_at_once_in_file_order() -> None:
         "bad.yaml:2: model.name_or_path: must be text, got 3",
         "bad.yaml:3: model.dtype: must be 'float32', 'bfloat16' or 'float16', got \"bfloat\"; did you mean 'bfloat16'?",
         "bad.yaml:4: template.name: is required",
-        "bad.yaml:8: data.sources[0].formt: unknown key; did you mean 'data.sources.format'?",
+        "bad.yaml:8: data.sources[0].formt: unknown key; did you mean 'data.sources[0].format'?",
         "bad.yaml:9: data.max_length: input should be greater than or equal to 8, got 4",
         "bad.yaml:10: train.learning_rate: is required",
         "bad.yaml:14: train.learing_rate: unknown key; did you mean 'train.learning_rate'?",

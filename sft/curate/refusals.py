@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from sft.config import Document, Key, dotted, read_yaml
+from sft.config import Document, Key, dotted, file_order, read_yaml
 from sft.curate.clean import FIELDS_SEEN
 from sft.curate.parts import PartReport
 from sft.curate.recipe import CurateRecipe
@@ -65,11 +65,11 @@ def raise_all(found: Iterable[Problem], document: Document | None) -> None:
     """Refuse, if there is anything to refuse.
 
     Raises:
-        RecipeError: every problem, with the place in the recipe if it was read from a file.
+        RecipeError: every problem in file order, with the place in the recipe if it was read from a file.
     """
     faults = [Fault(document.locate(key) if document else "", dotted(key), words) for key, words in found]
     if faults:
-        raise RecipeError(faults)
+        raise RecipeError(sorted(faults, key=file_order))
 
 
 def _output_problems(recipe: CurateRecipe) -> Iterator[Problem]:

@@ -80,7 +80,7 @@ def refusals(path: Path, *overrides: str) -> list[str]:
             "strategy.kind: must be one of 'alpaca', 'classic', 'evolve', got \"alpac\"; did you mean 'alpaca'?",
         ),
         ("strategy.task_per_call=3", "strategy.task_per_call: unknown key; did you mean 'strategy.tasks_per_call'?"),
-        ("filters[0].min_wrds=3", "filters[0].min_wrds: unknown key; did you mean 'filters.min_words'?"),
+        ("filters[0].min_wrds=3", "filters[0].min_wrds: unknown key; did you mean 'filters[0].min_words'?"),
         (
             "teacher.sampling.max_tokens=30",
             "teacher.sampling.max_tokens: 30 tokens cannot hold 20 tasks; give at least 400, or lower strategy.tasks_per_call",
