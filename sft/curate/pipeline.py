@@ -55,7 +55,8 @@ from sft.curate.parts import (
 )
 from sft.curate.recipe import IDENTITY, CurateRecipe, OutputSection
 from sft.curate.scratch import with_tokenizer
-from sft.data.jsonl import RawRow, write_jsonl_atomic
+from sft.curate.shapes import as_json
+from sft.data.jsonl import RawRow, ending, write_jsonl_atomic
 from sft.data.sources import fingerprint, raw_rows, resolve_files, with_format
 from sft.errors import InputError
 from sft.files import write_json
@@ -256,7 +257,9 @@ def _source_rows(recipe: CurateRecipe, formats: dict[str, tuple[str, Mapping[str
     """Each source's label and rows; fills in what shape they have, which the first row tells where the recipe does not."""
     found = []
     for source in recipe.sources:
-        name, rows = with_format(source, islice(raw_rows(source), source.limit))
+        is_table = source.hub is not None or any(ending(path) == ".parquet" for path in resolve_files(source))
+        read = map(as_json, raw_rows(source)) if is_table else raw_rows(source)
+        name, rows = with_format(source, islice(read, source.limit))
         formats[source.label] = (name, source.columns)
         found.append((source.label, rows))
     return found

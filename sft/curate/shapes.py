@@ -11,7 +11,9 @@ shapes hold checked conversations; an input of theirs follows the instruction, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from sft.curate.chat import Chat, Message, read_chat
@@ -68,6 +70,21 @@ def read_row(name: str, columns: Mapping[str, str], raw: RawRow, source: str) ->
         own = f"{base}/{number}" if several else base
         chats.append(Chat(own, messages, model if isinstance(model, str) and model else None, extra, raw.where))
     return chats
+
+
+def as_json(raw: RawRow) -> RawRow:
+    """A row of a table with what JSON can carry: dates and the like as text, numbers that are not finite as null."""
+    return replace(raw, value=_json_value(raw.value))
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,24 @@ def test_keys_that_would_change_the_written_row_are_not_carried() -> None:
     found = json.loads(Path("out/train.jsonl").read_text(encoding="utf-8"))
     assert found.keys() == {"id", "conversations", "note"}
     assert [turn["from"] for turn in found["conversations"]] == ["human", "gpt"]
+
+
+@pytest.mark.usefixtures("here")
+def test_what_only_a_table_can_hold_is_carried_as_json_can() -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "prompt": ["Why?"],
+        "completion": ["For it is so."],
+        "day": [date(2023, 3, 13)],
+        "score": [math.nan],
+        "n": [[1, 2]],
+    }
+    pq.write_table(pa.table(columns), "rows.parquet")
+    go(sources=[{"path": "rows.parquet"}], rules=[{"kind": "field", "field": "day", "keep": ["2023-*"]}])
+    found = json.loads(Path("out/train.jsonl").read_text(encoding="utf-8"))
+    assert (found["day"], found["score"], found["n"]) == ("2023-03-13", None, [1, 2])
 
 
 @pytest.mark.usefixtures("here")
