@@ -50,6 +50,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove files that killed processes had not finished, by the names that they have until they are whole."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.partial")):
+        path.unlink(missing_ok=True)
+
+
 def free_bytes(folder: Path) -> int:
     """Free disk space where a folder lives."""
     return shutil.disk_usage(folder).free

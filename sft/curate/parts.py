@@ -29,7 +29,7 @@ from sft.curate.slices import Slice, read_slices
 from sft.data.conversation import Drop
 from sft.data.jsonl import RawRow, write_jsonl_atomic
 from sft.errors import DataError
-from sft.files import write_json
+from sft.files import remove_drafts, write_json
 from sft.recipe import Source
 
 EXAMPLES = 4  # rows shown for each reason, in a part's report and in that of a stage
@@ -342,13 +342,6 @@ def run_parts(
         progress(report.rows_in)
     _remove_surplus(folder, len(reports))
     return reports, sum(report.reused for report in reports)
-
-
-def remove_drafts(folder: Path) -> None:
-    """What processes that were killed had not finished: whole files have names of their own."""
-    for pattern in (".*.tmp", ".*.partial"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
 
 
 def _remove_surplus(folder: Path, parts: int) -> None:

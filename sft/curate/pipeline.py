@@ -48,7 +48,6 @@ from sft.curate.parts import (
     digest,
     file_digest,
     part_path,
-    remove_drafts,
     rows_key,
     run_parts,
     total,
@@ -59,7 +58,7 @@ from sft.curate.shapes import as_json
 from sft.data.jsonl import RawRow, ending, write_jsonl_atomic
 from sft.data.sources import fingerprint, raw_rows, resolve_files, with_format
 from sft.errors import InputError
-from sft.files import write_json
+from sft.files import remove_drafts, write_json
 from sft.recipe import Source
 
 Stage = Literal["clean", "dedup", "split", "mix"]
