@@ -30,7 +30,7 @@ from pathlib import Path
 from sharegpt_page import code_blocks, compact, either, normal
 
 from sft.curate.chat import ASSISTANT, Chat, Message, read_chat
-from sft.curate.markdown import to_markdown
+from sft.curate.html.reader import to_markdown
 from sft.curate.rules.html import HtmlRule
 from sft.data.jsonl import read_rows
 

@@ -16,8 +16,8 @@ from fuzz_law import require
 from sft.curate.chat import Chat, Message, Rule, read_chat
 from sft.curate.clean import Cleaner
 from sft.curate.dedup import Deduplicator, DedupSection, NearSection, signature
-from sft.curate.html_tags import is_html
-from sft.curate.markdown import to_markdown
+from sft.curate.html.reader import to_markdown
+from sft.curate.html.tags import is_html
 from sft.curate.parts import Batch, PartReport
 from sft.curate.recipe import rules_of
 from sft.curate.rules.html import HtmlRule

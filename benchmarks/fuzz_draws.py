@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sft.curate.html_tags import ELEMENTS, VOID
+from sft.curate.html.tags import ELEMENTS, VOID
 from sft.curate.rules.base import read_list
 
 _PIECES: dict[str, list[str]] = json.loads((Path(__file__).parent / "fuzz_pieces.json").read_text(encoding="utf-8"))

@@ -79,7 +79,7 @@ DOORS = {
     "openai": ("selfinstruct/teacher/client.py",),
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
-    "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/charts.py"),
+    "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),
     "ray": ("sft/curate/ray_workers.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }

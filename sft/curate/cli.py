@@ -30,7 +30,7 @@ Set = Annotated[
 def _go(recipe: Path, set_: list[str] | None, until: Stage) -> None:
     from sft.curate.pipeline import curate
     from sft.curate.recipe import load_curate_recipe
-    from sft.curate.report import write_report
+    from sft.curate.results.report import write_report
     from sft.curate.screen import lines
 
     loaded, document = load_curate_recipe(recipe, set_ or ())
@@ -118,6 +118,6 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a curation.")],
 ) -> None:
     """Write report.html of a curation again, from its record."""
-    from sft.curate.report import write_report
+    from sft.curate.results.report import write_report
 
     typer.echo(f"report: {write_report(folder)}")

@@ -21,13 +21,11 @@ they stand. So the bytes do not depend on where it was stopped, nor on how many 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -37,6 +35,7 @@ from tqdm import tqdm
 
 from sft.config import Document
 from sft.curate import clean, clusters, duplicates, refusals, split
+from sft.curate.fingerprint import code_fingerprint
 from sft.curate.identity import identity_chats
 from sft.curate.mixing import write_mix
 from sft.curate.parts import (
@@ -65,7 +64,6 @@ Stage = Literal["clean", "dedup", "split", "mix"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 RESULTS: Final = ("run.json", "report.html", "train.jsonl", "holdout.jsonl", "dropped.jsonl", "identity.jsonl")
 """Files of a run directory that say or are what came out of the recipe there, the record first."""
-_LIBRARIES = ("numpy", "py3langid", "tokenizers", "transformers")
 
 
 @dataclass(slots=True)
@@ -93,19 +91,6 @@ class Curation:
     fingerprints: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fresh: dict[str, int] = field(default_factory=dict)
-
-
-def code_fingerprint() -> str:
-    """sha256 over the files that the results depend on, and the versions of the libraries."""
-    root = Path(__file__).parents[1]
-    out = hashlib.sha256()
-    folders = (root / "curate", root / "text", root / "data")
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    for path in sorted(files):
-        out.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    for library in _LIBRARIES:
-        out.update(f"{library} {metadata.version(library)}\n".encode())
-    return out.hexdigest()
 
 
 def curate(recipe: CurateRecipe, *, until: Stage = "mix", progress: bool = True, document: Document | None = None) -> Curation:

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from sft import errors
+from sft.curate.fingerprint import code_fingerprint
 from sft.curate.parts import Batch, PartReport, Work, finished, make_part
 from sft.curate.slices import Piece, Slice, count, cut, pieces_of
 from sft.data.jsonl import RawRow
@@ -267,7 +268,6 @@ class _Maker(_Actor):
 
 def _same_place(folder: str, code: str) -> None:
     """Go where the curation was started, so that the paths of its recipe mean the same; refuse a machine where they cannot."""
-    from sft.curate.pipeline import code_fingerprint  # here: it imports this module
 
     host = socket.gethostname()
     try:

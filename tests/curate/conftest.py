@@ -10,7 +10,7 @@ import pytest
 
 from sft.curate.pipeline import curate
 from sft.curate.recipe import load_curate_recipe
-from sft.curate.report import write_report
+from sft.curate.results.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 

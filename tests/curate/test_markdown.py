@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from sft.curate.chat import Chat, Message
-from sft.curate.html_tags import BLOCKS, ELEMENTS, VOID, decoded
-from sft.curate.markdown import is_html, to_markdown
+from sft.curate.html.reader import is_html, to_markdown
+from sft.curate.html.tags import BLOCKS, ELEMENTS, VOID, decoded
 from sft.curate.rules.html import HtmlRule
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden" / "html").glob("*.txt"))

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from sft.curate import charts
 from sft.curate.pipeline import curate
 from sft.curate.recipe import CurateRecipe
-from sft.curate.report import REASONS, write_report
+from sft.curate.results import charts
+from sft.curate.results.report import REASONS, write_report
 from sft.curate.screen import mix_line
 from sft.errors import DataError
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.curate.worddiff import diff
+from sft.curate.results.worddiff import diff
 
 
 @pytest.mark.parametrize(

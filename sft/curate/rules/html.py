@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from sft.curate.chat import Chat, Message
-from sft.curate.html_tags import is_html, is_page, is_paragraph
-from sft.curate.markdown import to_markdown
+from sft.curate.html.reader import to_markdown
+from sft.curate.html.tags import is_html, is_page, is_paragraph
 from sft.curate.rules.base import RuleBase
 
 

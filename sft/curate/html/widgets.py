@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sft.curate.html_tags import CONTAINER, COUNTER, TAG, attributes, bare
+from sft.curate.html.tags import CONTAINER, COUNTER, TAG, attributes, bare
 
 WIDGETS: Final = frozenset(
     (

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from sft.config import dotted, flatten
-from sft.curate import charts
 from sft.curate.parts import CUT, EXAMPLES
+from sft.curate.results import charts
+from sft.curate.results.worddiff import diff
 from sft.curate.screen import rate
 from sft.curate.statistics import UNKNOWN
-from sft.curate.worddiff import diff
 from sft.errors import DataError
 from sft.text.display import shown
 

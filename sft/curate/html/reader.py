@@ -10,7 +10,7 @@
         <span class="hljs-keyword">pass</span>                               ```
     </code></div></div></pre></div>
 
-Left out are the site's widgets (:mod:`sft.curate.html_widgets`): buttons, what stands between a pager's (``1 / 2``), the counter behind a copy
+Left out are the site's widgets (:mod:`sft.curate.html.widgets`): buttons, what stands between a pager's (``1 / 2``), the counter behind a copy
 button (``123 chars / 45 words``); and what no browser shows (scripts, styles, titles, comments). All other text stays, in order.
 """
 
@@ -20,7 +20,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from sft.curate.html_tags import (
+from sft.curate.html.blocks import code_span, link
+from sft.curate.html.tags import (
     BLOCKS,
     ELEMENTS,
     TAG,
@@ -33,9 +34,8 @@ from sft.curate.html_tags import (
     pairs,
     without_comments,
 )
-from sft.curate.html_widgets import code_of, counter_before, formulas_of, is_counter, is_widget, text_of_drawing
-from sft.curate.markdown_blocks import code_span, link
-from sft.curate.markdown_writer import Writer
+from sft.curate.html.widgets import code_of, counter_before, formulas_of, is_counter, is_widget, text_of_drawing
+from sft.curate.html.writer import Writer
 
 __all__ = ["is_html", "to_markdown"]
 

@@ -17,8 +17,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from sft.curate.html_tags import decoded
-from sft.curate.markdown_blocks import BREAK, Frame, cell, code_span, fenced, flat, item, joined, link, table
+from sft.curate.html.blocks import BREAK, Frame, cell, code_span, fenced, flat, item, joined, link, table
+from sft.curate.html.tags import decoded
 
 _LINE_BREAK = re.compile(r"(?<![ \t\r\f])[ \t\r\f]*\n[ \t\r\n\f]*")
 _SPACES = re.compile(r"[\t\r\f ]{2,}|[\t\r\f]")

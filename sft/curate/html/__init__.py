@@ -1,0 +1,1 @@
+"""HTML of shared conversations back to the Markdown that it was rendered from."""
