@@ -227,7 +227,7 @@ class TrainSection(Section):
     tf32: bool = True
     """Let float32 products on Ampere and newer use TF32; no effect elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile each layer once for rows of any length; ``auto`` does on a GPU, for flat rows of 100 steps and more."""
+    """Compile each layer once for rows of any length; ``auto`` does for flat rows of 100 steps and more on one GPU, quantised bases apart."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSection:

@@ -12,17 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from sft.recipe import TrainSection
+from sft.recipe import Recipe
 
 _WORTH = 100
 """Steps from which on a compilation (half a minute) pays by itself."""
 
 
-def wanted(train: TrainSection, steps: int, device: torch.device) -> bool:
-    """Whether a run of so many steps on a device compiles its layers."""
-    if train.compile == "auto":
-        return device.type == "cuda" and train.batching == "flat" and steps >= _WORTH
-    return train.compile == "on"
+def wanted(recipe: Recipe, steps: int, device: torch.device) -> bool:
+    """Whether a run of so many steps on a device compiles its layers. By itself only where that was measured: not under FSDP or on a
+    quantised base."""
+    train = recipe.train
+    if train.compile != "auto":
+        return train.compile == "on"
+    measured = (
+        device.type == "cuda" and train.batching == "flat" and train.sharding == "none" and recipe.model.quantization == "none"
+    )
+    return measured and steps >= _WORTH
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> int:

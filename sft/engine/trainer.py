@@ -153,7 +153,7 @@ class PlannedTrainer(SFTTrainer):
         self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
         tokenizer = kwargs["processing_class"]
-        compiled = regional.wanted(recipe.train, len(plan.steps), kwargs["args"].device)
+        compiled = regional.wanted(recipe, len(plan.steps), kwargs["args"].device)
         batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)
         if compiled:
             regional.compile_layers(kwargs["model"])

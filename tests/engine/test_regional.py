@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,16 +12,15 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from sft.data.collate import Batch
-from sft.data.packing import plan_steps
-from sft.data.store import RowStore
 from sft.engine import regional
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import step_loss
 from sft.model.attention import register
-from sft.recipe import TrainSection
+from sft.recipe import load_recipe
 from tests.builders import LLAMA, OPT, tiny_model
+from tests.laws.ranks import VOCABULARY, random_rows
 
-VOCAB = 200
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -33,31 +32,14 @@ def _afresh() -> Iterator[None]:
 
 def planned(compiled: bool) -> list[Batch]:
     """Micro-batches of 24 rows of 2 to 90 tokens, of very different lengths."""
-    dice = np.random.Generator(np.random.PCG64(0))
-    lengths = dice.integers(2, 91, 24)
-    rows = [(dice.integers(0, VOCAB, n).astype(np.int32), np.arange(n) >= n // 2) for n in lengths]
-    ids, mask = (np.concatenate(part) for part in zip(*rows, strict=True))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    store = RowStore.of(ids, mask, offsets, np.zeros(24, np.int32), ("rows",), [str(i) for i in range(24)])
-    plan = plan_steps(
-        lengths=store.lengths,
-        trained=store.trained,
-        source_of=store.source_of,
-        weights=[1.0],
-        seed=0,
-        epochs=1.0,
-        max_steps=None,
-        examples_per_step=5,
-        tokens_per_step=None,
-        tokens_per_device=300,
-    )
+    store, plan = random_rows(range(2, 91), seed=0, epochs=1, examples_per_step=5, tokens_per_device=300)
     batches = PlannedBatches(store, plan, None, compiled=compiled)
     return [batches[i] for i in range(len(batches))]
 
 
 def model_of(family: dict[str, object]) -> PreTrainedModel:
     register()
-    model = tiny_model(VOCAB, family)
+    model = tiny_model(VOCABULARY, family)
     model.set_attn_implementation("vicugna_sdpa")
     return model.train()
 
@@ -111,25 +93,19 @@ def test_rows_are_of_a_multiple_with_a_last_document_of_which_nothing_is_learnt(
 
 
 @pytest.mark.parametrize(
-    ("compile_", "batching", "steps", "device", "wanted"),
+    ("changes", "steps", "device", "wanted"),
     [
-        ("auto", "flat", 100, "cuda", True),
-        ("auto", "flat", 99, "cuda", False),
-        ("auto", "padded", 100, "cuda", False),
-        ("auto", "flat", 100, "cpu", False),
-        ("on", "flat", 1, "cpu", True),
-        ("off", "flat", 999, "cuda", False),
+        ({}, 100, "cuda", True),
+        ({}, 99, "cuda", False),
+        ({"train.batching": "padded"}, 100, "cuda", False),
+        ({"train.sharding": "fsdp"}, 100, "cuda", False),
+        ({"model.quantization": "nf4", "lora": "{rank: 4, alpha: 8}"}, 100, "cuda", False),
+        ({}, 100, "cpu", False),
+        ({"train.compile": "on"}, 1, "cpu", True),
+        ({"train.compile": "off"}, 999, "cuda", False),
     ],
 )
-def test_when_layers_are_compiled(compile_: str, batching: str, steps: int, device: str, wanted: bool) -> None:
-    train = TrainSection.model_validate(
-        {
-            "epochs": 1,
-            "examples_per_step": 1,
-            "tokens_per_device": 8,
-            "learning_rate": 0.1,
-            "compile": compile_,
-            "batching": batching,
-        }
-    )
-    assert regional.wanted(train, steps, torch.device(device)) is wanted
+def test_when_layers_are_compiled(changes: dict[str, str], steps: int, device: str, wanted: bool) -> None:
+    sets = [f"{key}={value}" for key, value in changes.items()]
+    recipe, _ = load_recipe(ROOT / "recipes" / "alpaca.yaml", ["train.sharding=none", *sets])
+    assert regional.wanted(recipe, steps, torch.device(device)) is wanted
