@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OVERHEAD_GIB = 1.5  # CUDA context and libraries about 0.6, the allocator's unused pieces about 0.9; not derived
+STRETCH_BYTES = 640 << 20  # as in sft.engine.head_loss, which would bring torch along
 _GIB = 2**30
 
 
@@ -245,7 +247,9 @@ def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load) -> MemoryPlan
         backward, last layer           activations of one layer + gradients
 
     With checkpointing "of all layers" is one hidden state each, and from the backward pass on one layer recomputed. Logits exist for
-    learnt positions: V x (c + 4 + 4) bytes each (product, its float32 log-softmax, gradient); a padded batch projects every position.
+    learnt positions and a stretch of the vocabulary at a time: 4 + c bytes each (float32, and their gradient), and where there are several
+    stretches a float32 sum of the hidden states' gradient (:mod:`sft.engine.head_loss`). A padded batch projects every position onto all of V,
+    c + 4 + 4 bytes each for the learnt ones (product, its float32 log-softmax, gradient).
     Autocast keeps a c-typed copy of float32 matrices until the backward pass is over them. DDP keeps gradient buckets.
     """
     train, gpus = recipe.train, recipe.plan.gpus
@@ -295,10 +299,16 @@ def _activations(recipe: Recipe, shape: ModelShape, load: Load, moment: str) -> 
 
 def _logits(recipe: Recipe, shape: ModelShape, load: Load) -> Part:
     c = _types(recipe)[1]
-    size, equation = load.trained * shape.vocab * (c + 8), f"{load.trained:,} trained x {shape.vocab:,} x {c + 8} bytes"
     if recipe.train.batching == "padded":
+        size, equation = load.trained * shape.vocab * (c + 8), f"{load.trained:,} trained x {shape.vocab:,} x {c + 8} bytes"
         size += load.tokens * shape.vocab * c
-        equation += f" + {load.tokens:,} positions x {shape.vocab:,} x {c} bytes"
+        return _part("logits", size, f"{equation} + {load.tokens:,} positions x {shape.vocab:,} x {c} bytes")
+    stretches = math.ceil(4 * load.trained * shape.vocab / STRETCH_BYTES)
+    width = math.ceil(shape.vocab / max(1, stretches))
+    size, equation = load.trained * width * (4 + c), f"{load.trained:,} trained x {width:,} of {shape.vocab:,} x {4 + c} bytes"
+    if stretches > 1:
+        size += load.trained * shape.hidden * 4
+        equation += f" + {load.trained:,} x {shape.hidden:,} x 4 bytes"
     return _part("logits", size, equation)
 
 

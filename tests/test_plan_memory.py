@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from sft import plan_memory
+from sft.engine import head_loss
 from sft.model.attention import register
 from sft.plan_memory import Load, activation_bytes, memory_estimate, model_shape, trainable_parameters
 from sft.recipe import LoraSection
@@ -165,18 +167,25 @@ def test_many_tokens_make_the_loss_the_fullest_moment() -> None:
     assert memory.moment == "at the loss"
     assert part(memory, "gradients") == 0
     assert part(memory, "activations") == L * 1000 * each
-    assert part(memory, "logits") == 300 * V * (4 + 4 + 4)
+    assert part(memory, "logits") == 300 * V * (4 + 4)
     several = memory_estimate(recipe(), shape, Load(1000, 300, 8, 2))
     assert part(several, "gradients") == TOTAL * 4
     padded = memory_estimate(recipe(train__batching="padded"), shape, load)
     assert part(padded, "logits") == 300 * V * 12 + 1000 * V * 4
 
 
-def test_bfloat16_weights_have_bfloat16_moments_and_logits_of_ten_bytes() -> None:
+def test_logits_are_those_of_one_stretch_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_memory.STRETCH_BYTES == head_loss.STRETCH_BYTES
+    monkeypatch.setattr(plan_memory, "STRETCH_BYTES", 4 * 300 * V // 3)
+    memory = memory_estimate(recipe(model__dtype="bfloat16"), model_shape(TINY), Load(1000, 300, 8, 1))
+    assert part(memory, "logits") == 300 * math.ceil(V / 3) * (4 + 2) + 300 * H * 4
+
+
+def test_bfloat16_weights_have_bfloat16_moments_and_logits_of_six_bytes() -> None:
     memory = memory_estimate(recipe(model__dtype="bfloat16"), model_shape(TINY), Load(1000, 300, 8, 2))
     assert part(memory, "weights") == part(memory, "gradients") == TOTAL * 2
     assert part(memory, "optimiser states") == TOTAL * 4
-    assert part(memory, "logits") == 300 * V * 10
+    assert part(memory, "logits") == 300 * V * 6
 
 
 def test_autocast_copies_stand_beside_float32_weights_until_checkpointing_frees_them() -> None:

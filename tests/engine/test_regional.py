@@ -56,10 +56,13 @@ def losses_and_gradients(model: nn.Module, batches: list[Batch]) -> list[tuple[f
 
 # dynamo looks at the inputs of a layer that goes on behind a call it may not enter
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", [LLAMA, OPT], ids=["llama", "opt"])
-def test_compiled_layers_are_the_same_and_compiled_once(family: dict[str, object]) -> None:
+def test_compiled_layers_are_the_same_and_compiled_once(family: dict[str, object], checkpointing: bool) -> None:
     plain = losses_and_gradients(model_of(family), planned(False))
     model, batches = model_of(family), planned(True)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     names = [name for name, _ in model.named_parameters()]
     assert regional.compile_layers(model, "eager") == family["num_hidden_layers"]
     assert [name for name, _ in model.named_parameters()] == names
