@@ -28,7 +28,6 @@ from typing import Any, Final, Protocol
 from sft.curate.slices import Slice, read_slices
 from sft.data.conversation import Drop
 from sft.data.jsonl import RawRow, write_jsonl_atomic
-from sft.errors import DataError
 from sft.files import remove_drafts, write_json
 from sft.recipe import Source
 
@@ -373,23 +372,3 @@ def total(reports: Iterable[PartReport]) -> PartReport:
             for bucket, number in buckets.items():
                 out.count(name, bucket, number)
     return out
-
-
-def open_reports(folder: Path) -> list[PartReport]:
-    """The reports of a finished stage, in order.
-
-    Raises:
-        DataError: the stage was not run, or is not whole.
-    """
-    reports = []
-    for number, path in enumerate(sorted(folder.glob("[0-9]*.jsonl"))):
-        try:
-            report = PartReport.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError):
-            raise DataError(f"{path}: this part is not whole; run the stage that writes {folder.name}/ again") from None
-        if number != report.index:
-            raise DataError(f"{folder}: part {number:05} is missing; run the stage that writes {folder.name}/ again")
-        reports.append(report)
-    if not reports:
-        raise DataError(f"{folder}: nothing here; run the stage that writes it first")
-    return reports

@@ -58,17 +58,13 @@ def flat_batch(
     Args:
         rows: ``(ids int32 [T], mask bool [T])`` each.
         step_tokens: learnt tokens of the whole step.
-        documents: pad ``cu_seq_lens`` to this many documents; None does not pad.
+        documents: pad ``cu_seq_lens`` to this many documents, the one that ``multiple`` adds counted; None does not pad.
         multiple: a last document of zeros, of which nothing is learnt, makes N a multiple of this.
         longest: told to the model as the longest document, if none is longer: a number that never changes compiles once.
     """
     rows = rows or [_EMPTY]
-    if (over := sum(len(ids) for ids, _ in rows) % multiple) > 0:
-        blank = multiple - over
+    if blank := -sum(len(ids) for ids, _ in rows) % multiple:
         rows = [*rows, (np.zeros(blank, dtype=np.int32), np.zeros(blank, dtype=np.bool_))]
-        documents = None if documents is None else documents + 1
-    elif documents is not None and multiple > 1:
-        documents += 1
     lengths = [len(ids) for ids, _ in rows]
     ends = np.cumsum(lengths)
     total = int(ends[-1])

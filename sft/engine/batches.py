@@ -15,7 +15,7 @@ class PlannedBatches:
 
     def __init__(self, store: RowStore, plan: StepPlan, pad_id: int | None, *, compiled: bool = False) -> None:
         self.store, self.plan, self.pad_id = store, plan, pad_id
-        self.documents = plan.most_documents() if pad_id is None else None
+        self.documents = plan.most_documents() + compiled if pad_id is None else None  # compiled: one more fills the row up
         # Kernels like rows of a multiple of 128 tokens, and what never changes is compiled once.
         self.multiple = 128 if compiled else 1
         self.longest = max(int(plan.lengths.max()), self.multiple) if compiled else 0

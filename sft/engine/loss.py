@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from sft.engine.head_loss import head_loss
 
 _LOSS_KEYS = ("predict_at", "targets", "step_tokens")
-# Settings of models that change their logits behind the head: Gemma, Granite, Cohere, Falcon-H1, MiniCPM.
-_CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "dim_model_base")
 
 
 def _keeps_logits(model_class: Any) -> bool:
@@ -71,6 +69,9 @@ def _losses_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
         weight = head.weight.to(hidden.dtype)
         bias = None if head.bias is None else head.bias.to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
+            if hidden.dtype == torch.float16:  # a gradient that is not scaled before it is made may overflow in it for ever
+                logits = F.linear(hidden.flatten(0, -2), weight, bias).float()
+                return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100).reshape(1, 1, 1)
             return head_loss(hidden.flatten(0, -2), weight, bias, targets).reshape(1, 1, 1)
 
     head.forward = forward  # type: ignore[method-assign, assignment]  # in this instance, for this call
@@ -80,12 +81,32 @@ def _losses_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
         del head.forward
 
 
-def fused_head(model: nn.Module) -> nn.Linear | None:
-    """The head of a model whose logits are its products with the last hidden states, and nothing else; None if not surely so."""
+@torch.no_grad()
+def plain_head(model: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
+    """The head of a model whose logits are what the head gives, and nothing else: found out on a few tokens. None if they are not.
+
+    Many families scale or cap their logits behind the head; a loss made in the head would be another one there.
+
+    Args:
+        model: on its device, with or without adapters.
+        dtype: of the products.
+    """
     base = _causal_lm(model)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    changes = [name for name in _CHANGES_LOGITS if getattr(base.config, name, None) not in (None, 1, 1.0)]
-    return head if type(head) is nn.Linear and _keeps_logits(type(base)) and not changes else None
+    if type(head) is not nn.Linear or not _keeps_logits(type(base)):
+        return None
+    given: list[Tensor] = []
+    hook = head.register_forward_hook(lambda module, inputs, output: given.append(output.clone()))
+    training, device = base.training, head.weight.device
+    base.eval()
+    try:
+        tokens = torch.arange(4, device=device)[None] % head.weight.shape[0]
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = base(input_ids=tokens, position_ids=torch.arange(4, device=device)[None], use_cache=False).logits
+    finally:
+        hook.remove()
+        base.train(training)
+    return head if len(given) == 1 and torch.equal(given[0].float(), logits.float()) else None
 
 
 def _fused_loss(model: nn.Module, head: nn.Linear, batch: Mapping[str, Any]) -> Tensor:
@@ -96,10 +117,13 @@ def _fused_loss(model: nn.Module, head: nn.Linear, batch: Mapping[str, Any]) -> 
     return out.sum()
 
 
-def step_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """This micro-batch's part of the step's mean loss, a float32 scalar. The parts of a step add up to its loss."""
-    head = fused_head(model) if batch["input_ids"].shape[0] == 1 else None
-    total = token_losses(model, batch).sum() if head is None else _fused_loss(model, head, batch)
+def step_loss(model: nn.Module, batch: Mapping[str, Any], head: nn.Linear | None = None) -> Tensor:
+    """This micro-batch's part of the step's mean loss, a float32 scalar. The parts of a step add up to its loss.
+
+    With the model's ``head``, as :func:`plain_head` gives it, no logits of a whole flat row are made.
+    """
+    flat = batch["input_ids"].shape[0] == 1
+    total = token_losses(model, batch).sum() if head is None or not flat else _fused_loss(model, head, batch)
     return total / max(batch["step_tokens"], 1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft.errors import ModelError
 from sft.recipe import Recipe
 
 _WORTH = 100
@@ -31,10 +32,16 @@ def wanted(recipe: Recipe, steps: int, device: torch.device) -> bool:
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
-    """Compile every decoder layer in place; returns how many there are. Names of weights stay as they are."""
+    """Compile every decoder layer in place; returns how many there are. Names of weights stay as they are.
+
+    Raises:
+        ModelError: a model that does not say which its layers are.
+    """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
     names = set(getattr(base, "_no_split_modules", None) or ())
     layers = [module for module in base.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError(f"train.compile: {type(base).__name__} does not say which its layers are; set train.compile: off")
     for layer in layers:
         layer.compile(backend=backend, dynamic=True)
     return len(layers)

@@ -28,12 +28,12 @@ from sft.data.packing import StepPlan
 from sft.data.store import RowStore
 from sft.engine import checkpoints, regional
 from sft.engine.batches import PlannedBatches
-from sft.engine.loss import step_loss
+from sft.engine.loss import plain_head, step_loss
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
 from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import NonFiniteError, RunError
 from sft.model import adapters
-from sft.model.load import DTYPES
+from sft.model.load import DTYPES, compute_dtype
 from sft.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     mixed = compute if compute != model.dtype or recipe.lora is not None else "float32"
     schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
     on_gpu = device.type == "cuda"
-    optimizers = {"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch", "sgd": "sgd"}
+    optimizers = {"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch", "adamw_stochastic": "adamw_torch"}
     # transformers renamed this knob in 5.20; both names are understood here
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
@@ -105,7 +105,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         adam_beta2=train.beta2,
         adam_epsilon=train.epsilon,
         max_grad_norm=train.max_grad_norm,
-        optim=optimizers.get(train.optimizer, "adamw_torch" if train.optimizer == "adamw_stochastic" else train.optimizer),
+        optim=optimizers.get(train.optimizer, train.optimizer),
         bf16=mixed == "bfloat16",
         fp16=mixed == "float16",
         tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
@@ -153,10 +153,11 @@ class PlannedTrainer(SFTTrainer):
         self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
         tokenizer = kwargs["processing_class"]
+        self._head = None if padded else plain_head(kwargs["model"], compute_dtype(recipe.model))
         compiled = regional.wanted(recipe, len(plan.steps), kwargs["args"].device)
-        batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)
         if compiled:
             regional.compile_layers(kwargs["model"])
+        batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)
         super().__init__(train_dataset=running_numbers(len(batches)), data_collator=batches, **kwargs)
         if recipe.train.optimizer == "adamw_stochastic":
             train = recipe.train
@@ -187,7 +188,7 @@ class PlannedTrainer(SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """This micro-batch's share of the step's loss, times the ranks (DDP and FSDP average gradients over them)."""
-        return step_loss(model, inputs) * self.accelerator.num_processes
+        return step_loss(model, inputs, self._head) * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called with the gradients of a whole step, before the optimiser: the place to refuse what is not finite."""

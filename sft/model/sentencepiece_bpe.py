@@ -23,7 +23,7 @@ from sft.errors import TokenizerError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6  # kinds of pieces
+_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4  # kinds of pieces
 _BPE = 2
 _SPACE = "▁"
 _TOGETHER = 40

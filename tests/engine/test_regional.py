@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
@@ -15,6 +14,7 @@ from sft.data.collate import Batch
 from sft.engine import regional
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import step_loss
+from sft.errors import ModelError
 from sft.model.attention import register
 from sft.recipe import load_recipe
 from tests.builders import LLAMA, OPT, tiny_model
@@ -44,11 +44,11 @@ def model_of(family: dict[str, object]) -> PreTrainedModel:
     return model.train()
 
 
-def losses_and_gradients(model: nn.Module, batches: list[Batch]) -> list[tuple[float, dict[str, torch.Tensor]]]:
-    found = []
+def losses_and_gradients(model: PreTrainedModel, batches: list[Batch]) -> list[tuple[float, dict[str, torch.Tensor]]]:
+    found, head = [], model.get_output_embeddings()
     for batch in batches:
         model.zero_grad()
-        loss = step_loss(model, batch)
+        loss = step_loss(model, batch, head)
         loss.backward()
         found.append((loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
     return found
@@ -76,6 +76,11 @@ def test_compiled_layers_are_the_same_and_compiled_once(family: dict[str, object
         assert mine.keys() == other.keys()
         for name in mine:
             torch.testing.assert_close(mine[name], other[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"train\.compile: Linear does not say which its layers are; set train\.compile: off"):
+        regional.compile_layers(torch.nn.Linear(2, 2))
 
 
 def test_rows_are_of_a_multiple_with_a_last_document_of_which_nothing_is_learnt() -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from sft.data.collate import Row, flat_batch, padded_batch
 from sft.data.packing import StepPlan, plan_steps
-from sft.engine.loss import step_loss
+from sft.engine.loss import plain_head, step_loss
 from sft.errors import IsolationError
 from sft.model.attention import check_isolation, register
 from tests.builders import LLAMA, OPT, tiny_model
@@ -81,9 +81,10 @@ def reference(family: str, step: str) -> Result:
 
 def summed(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Result:
     """Loss and gradient of a step: the sum over its micro-batches, whichever rank runs them."""
-    total = 0.0
+    total, head = 0.0, plain_head(model, torch.float32)
+    assert head is not None
     for batch in batches:
-        loss = step_loss(model, batch)
+        loss = step_loss(model, batch, head)
         loss.backward()
         total += float(loss.detach())
     return total, gradients(model)

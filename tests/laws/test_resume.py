@@ -63,6 +63,10 @@ NEVER_STOPPED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "full": (None, {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}),
     "lora": (LORA, {"output__save_every": 1, "data__holdout": 4, "train__neftune_alpha": 5.0}),
     "plain": (None, {"output__save_every": 1}),
+    "stochastic": (
+        None,
+        {"output__save_every": 1, "model__dtype": "bfloat16", "train__optimizer": "adamw_stochastic", "output__drill": "on"},
+    ),
 }
 
 
@@ -80,8 +84,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return made
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 5])  # 3 steps make an epoch: the middle, the end, the middle of the next
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize(  # 3 steps make an epoch: the middle, the end, the middle of the next
+    ("kind", "step"), [*((kind, step) for kind in ("full", "lora") for step in (1, 2, 4, 5)), ("stochastic", 4)]
+)
 def test_resume_is_straight(
     straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, step: int
 ) -> None:
@@ -172,9 +177,9 @@ def test_non_finite_stops_and_names_rows(tmp_path: Path, monkeypatch: pytest.Mon
 
     calls: list[int] = []  # two micro-batches a step
 
-    def broken(model: Any, batch: Any) -> torch.Tensor:
+    def broken(model: Any, batch: Any, head: Any) -> torch.Tensor:
         calls.append(1)
-        return original(model, batch) * (float("nan") if len(calls) == 3 else 1.0)
+        return original(model, batch, head) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(trainer, "step_loss", broken)
     with pytest.raises(
