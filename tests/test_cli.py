@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from sft.errors import InputError
 from sft.run.chat import load_to_talk
 from sft.train import run
 from tests.builders import save_tiny, sentencepiece_like
+from tests.cli import refused
 from tests.runs import tiny_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,15 +34,6 @@ VERBS = {
     "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
     "eval": ("--set", "--model"),
 }
-
-
-def _fails(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the entry point; it must exit with 2. Returns what it wrote to stderr."""
-    monkeypatch.setattr(sys, "argv", ["sft", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -76,7 +67,7 @@ def test_unknown_flags_and_abbreviations_are_refused(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    assert re.search(rf"No such (option|command):? '?{re.escape(said)}\b", _fails(arguments, monkeypatch, capsys))
+    assert re.search(rf"No such (option|command):? '?{re.escape(said)}\b", refused(arguments, monkeypatch, capsys))
 
 
 BAD = """\
@@ -124,19 +115,19 @@ def test_a_faulty_recipe_is_told_all_its_faults(
         "output: {dir: runs/x}\n"
     )
     Path("bad.yaml").write_text(text, encoding="utf-8")
-    assert _fails(["check", "bad.yaml"], monkeypatch, capsys) == BAD
+    assert refused(["check", "bad.yaml"], monkeypatch, capsys) == BAD
 
 
 @pytest.mark.parametrize("verb", ["merge", "export"])
 def test_a_missing_run_is_named(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [verb, "nowhere/run", *(["out"] if verb == "export" else [])]
     wanted = "nowhere/run: no run.json here; give the directory that sft train wrote (its output.dir)\n"
-    assert _fails(arguments, monkeypatch, capsys) == wanted
+    assert refused(arguments, monkeypatch, capsys) == wanted
 
 
 def test_chat_with_a_missing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    said = _fails(["chat", str(tmp_path / "run"), "-m", "Hi"], monkeypatch, capsys)
+    said = refused(["chat", str(tmp_path / "run"), "-m", "Hi"], monkeypatch, capsys)
     wanted = "no such folder; give a run directory, an exported folder or a Hub name (owner/name)"
     assert said == f"{tmp_path / 'run'}: {wanted}\n"
 
@@ -146,7 +137,7 @@ def test_a_missing_recipe_is_named(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "no.yaml"
-    assert _fails([verb, str(missing)], monkeypatch, capsys) == f"{missing}: no such file\n"
+    assert refused([verb, str(missing)], monkeypatch, capsys) == f"{missing}: no such file\n"
 
 
 def test_eval_of_a_run_that_is_not_there(
@@ -155,7 +146,7 @@ def test_eval_of_a_run_that_is_not_there(
     never = tmp_path / "never" / "run"
     recipe = tiny_recipe(never, data__holdout=4)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
-    said = _fails(["eval", str(tmp_path / "tiny.yaml")], monkeypatch, capsys)
+    said = refused(["eval", str(tmp_path / "tiny.yaml")], monkeypatch, capsys)
     wanted = f"{never}: no merged/, model/ or adapter/ here, nor a model; train first, or name one with --model"
     assert said.splitlines()[-1] == wanted
 
@@ -170,14 +161,14 @@ def test_eval_of_a_run_that_is_not_there(
 def test_a_faulty_edit_is_named(
     edit: str, wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _fails(["check", str(ROOT / "recipes" / "quickstart.yaml"), "--set", edit], monkeypatch, capsys) == wanted
+    assert refused(["check", str(ROOT / "recipes" / "quickstart.yaml"), "--set", edit], monkeypatch, capsys) == wanted
 
 
 def test_check_knows_the_templates_and_says_which_files_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = str(ROOT / "recipes" / "quickstart.yaml")
-    said = _fails(["check", recipe, "--set", "template.name=vicuna"], monkeypatch, capsys)
+    said = refused(["check", recipe, "--set", "template.name=vicuna"], monkeypatch, capsys)
     assert said.startswith("template.name: no template 'vicuna'; there are alpaca, ")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.jsonl").write_text("{}\n")
@@ -186,7 +177,7 @@ def test_check_knows_the_templates_and_says_which_files_are_missing(
     missing = f"no.jsonl: no such file, and no file matches it (looked from {tmp_path})"
     assert done.output.splitlines()[0] == f"{recipe}: not there yet: {missing}"
     assert "no faults" in done.output.splitlines()[1]
-    assert _fails(["train", recipe, "--set", sources], monkeypatch, capsys) == f"{missing}\n"
+    assert refused(["train", recipe, "--set", sources], monkeypatch, capsys) == f"{missing}\n"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +204,7 @@ def test_an_interrupted_verb_says_how_to_go_on(
 
 
 def test_resume_and_overwrite_contradict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    said = _fails(["train", "recipes/quickstart.yaml", "--resume", "--overwrite"], monkeypatch, capsys)
+    said = refused(["train", "recipes/quickstart.yaml", "--resume", "--overwrite"], monkeypatch, capsys)
     assert said == "--resume and --overwrite contradict each other; give one\n"
 
 
@@ -281,7 +272,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
-        said = _fails(["train", str(finished[0]), "--set", f"output.dir={folder}"], monkeypatch, capsys)
+        said = refused(["train", str(finished[0]), "--set", f"output.dir={folder}"], monkeypatch, capsys)
         assert said.splitlines()[-1] == f"output.dir: {folder} cannot be made: {reason}; choose another"
 
 

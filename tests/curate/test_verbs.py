@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sft.cli import app, main
+from sft.cli import app
+from tests.cli import refused
 from tests.curate.conftest import ROOT
 
 VERBS = {
@@ -27,14 +28,6 @@ def _ok(*arguments: str) -> list[str]:
     done = CliRunner().invoke(app, ["data", *arguments], catch_exceptions=False, env={"COLUMNS": "120", "NO_COLOR": "1"})
     assert done.exit_code == 0, done.output
     return done.stdout.splitlines()
-
-
-def _fails(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr(sys, "argv", ["sft", "data", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -152,7 +145,7 @@ def test_a_faulty_recipe_is_told_all_its_faults(
     Path("bad.yaml").write_text(
         "sources: [{path: x.jsonl}]\nrules:\n  - {kind: notices}\ndedup: {exat: true}\n", encoding="utf-8"
     )
-    said = _fails(["check", "bad.yaml"], monkeypatch, capsys)
+    said = refused(["data", "check", "bad.yaml"], monkeypatch, capsys)
     assert "rules[0].kind: must be one of" in said
     assert "did you mean 'notice'?" in said
     assert "bad.yaml:4: dedup.exat: unknown key; did you mean 'dedup.exact'?" in said
@@ -172,4 +165,4 @@ def test_what_is_missing_is_named(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert re.search(said, _fails(arguments, monkeypatch, capsys))
+    assert re.search(said, refused(["data", *arguments], monkeypatch, capsys))
