@@ -20,13 +20,17 @@ from pathlib import Path
 from alpaca_7b import SEVEN_B
 
 BFLOAT16 = ["model.dtype=bfloat16", "model.compute_dtype=bfloat16"]
+LORA = "lora={rank: 16, alpha: 32, targets: all_linear, dropout: 0.0}"
 VARIANTS: dict[str, list[str]] = {
     "full_master": [],
     "full_master_compiled": ["train.compile=on"],
     "full_stochastic": [*BFLOAT16, "train.optimizer=adamw_stochastic"],
     "full_stochastic_compiled": [*BFLOAT16, "train.optimizer=adamw_stochastic", "train.compile=on"],
-    "lora": [*BFLOAT16, "lora={rank: 16, alpha: 32, targets: all_linear, dropout: 0.0}"],
-    "lora_compiled": [*BFLOAT16, "lora={rank: 16, alpha: 32, targets: all_linear, dropout: 0.0}", "train.compile=on"],
+    "full_float8": [*BFLOAT16, "train.optimizer=adamw_stochastic", "train.float8=true"],
+    "lora": [*BFLOAT16, LORA],
+    "lora_compiled": [*BFLOAT16, LORA, "train.compile=on"],
+    "lora_float8": [*BFLOAT16, LORA, "train.compile=on", "model.quantization=float8"],
+    "qlora": [*BFLOAT16, LORA, "train.compile=on", "model.quantization=nf4"],
 }
 
 

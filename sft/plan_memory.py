@@ -162,8 +162,7 @@ def trainable_parameters(recipe: Recipe, shape: ModelShape) -> int:
 def _types(recipe: Recipe) -> tuple[int, int, bool]:
     """Bytes of the residual stream and of the products, and whether autocast runs (adapters always run under it)."""
     model = recipe.model
-    # peft's preparation of a quantised base casts what stays unquantised to float32.
-    residual = 4 if model.quantization != "none" else BYTES[model.dtype]
+    residual = BYTES[model.dtype]
     compute = model.compute_dtype or model.dtype
     autocast = compute != "float32" and (compute != model.dtype or recipe.lora is not None)
     return residual, BYTES[compute] if autocast else residual, autocast
@@ -207,14 +206,14 @@ def _weights(recipe: Recipe, shape: ModelShape, shards: int) -> list[Part]:
     size = BYTES[model.dtype]
     if model.quantization == "none":
         parts = [_part("weights", shape.total * size / shards, f"{short(shape.total)} x {size} bytes / {shards}")]
-    elif model.quantization == "int8":
+    elif model.quantization in ("int8", "float8"):
         rows = 4 * sum(o for _, _, o in shape.linears)
-        equation = f"{short(shape.linear)} x 1 byte + {short(rows)} bytes of row scales + {short(rest)} unquantised x 4 bytes"
-        parts = [_part("weights", shape.linear + rows + rest * 4, equation)]
+        equation = f"{short(shape.linear)} x 1 byte + {short(rows)} bytes of row scales + {short(rest)} unquantised x {size} bytes"
+        parts = [_part("weights", shape.linear + rows + rest * size, equation)]
     else:
         each = 0.5 + ((1 + 4 / 256) / 64 if model.double_quantization else 4 / 64)
-        equation = f"{short(shape.linear)} x {each:.4f} bytes (scales in) + {short(rest)} unquantised x 4 bytes"
-        parts = [_part("weights", shape.linear * each + rest * 4, equation)]
+        equation = f"{short(shape.linear)} x {each:.4f} bytes (scales in) + {short(rest)} unquantised x {size} bytes"
+        parts = [_part("weights", shape.linear * each + rest * size, equation)]
     if recipe.train.cpu_offload:
         parts = [Part("weights", 0.0, "in main memory (cpu_offload)")]
     if shards > 1 or recipe.train.cpu_offload:

@@ -65,10 +65,10 @@ class ModelSection(Section):
     """Type of the weights while training. Full tuning in bfloat16 rounds small updates away: float32 with ``compute_dtype``."""
     compute_dtype: Dtype | None = None
     """Type of the matrix products (autocast); null computes in ``dtype``."""
-    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = "auto"
-    """``auto``: flash-attn if installed, else torch's varlen on CUDA, else block-diagonal SDPA. ``eager`` needs padding."""
-    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
-    """Storage of the frozen base under LoRA (bitsandbytes)."""
+    attention: Literal["auto", "cudnn", "flash", "varlen", "sdpa", "eager"] = "auto"
+    """``auto``: on Hopper cuDNN if nvidia-cudnn-frontend is installed, else flash-attn if installed, else torch's varlen on CUDA, else block-diagonal SDPA. ``eager`` needs padding."""
+    quantization: Literal["none", "float8", "int8", "nf4", "fp4"] = "none"
+    """Storage of the frozen base under LoRA: ``float8`` also multiplies in it (compute capability 8.9); the others are bitsandbytes'."""
     double_quantization: bool = True
     """Quantise the 4-bit scales too (QLoRA)."""
     rope_scaling: RopeScaling | None = None
@@ -226,6 +226,8 @@ class TrainSection(Section):
     """Keep sharded weights and states in main memory."""
     tf32: bool = True
     """Let float32 products on Ampere and newer use TF32; no effect elsewhere."""
+    float8: bool = False
+    """Full tuning: products of the layers in float8 (torchao; compute capability 8.9). Weights, updates and the head stay as they are."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile each layer once for rows of any length; ``auto`` does for flat rows of 100 steps and more on one GPU, quantised bases apart."""
 
@@ -325,9 +327,9 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(
             ("model.attention", "eager attention cannot separate the documents of a flat row; set train.batching: padded")
         )
-    if model.attention in ("varlen", "flash") and train.batching == "padded":
+    if model.attention in ("varlen", "flash", "cudnn") and train.batching == "padded":
         found.append(("model.attention", f"{model.attention} is for flat rows; set attention: sdpa or train.batching: flat"))
-    if model.attention in ("varlen", "flash") and (model.compute_dtype or model.dtype) == "float32":
+    if model.attention in ("varlen", "flash", "cudnn") and (model.compute_dtype or model.dtype) == "float32":
         found.append(("model.attention", f"{model.attention} kernels need bfloat16 or float16; set model.compute_dtype"))
     if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
         found.append(
@@ -335,14 +337,23 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         )
     if train.optimizer == "adamw_stochastic" and train.sharding == "fsdp":
         found.append(("train.optimizer", "adamw_stochastic does not shard its states; set sharding: none, or adamw"))
+    if train.float8 and lora is not None:
+        found.append(("train.float8", "a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'"))
+    if train.float8 and (train.compile == "off" or train.batching == "padded"):
+        found.append(("train.float8", "float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat"))
+    if (train.float8 or model.quantization == "float8") and (model.compute_dtype or model.dtype) != "bfloat16":
+        key = "train.float8" if train.float8 else "model.quantization"
+        found.append((key, "what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"))
     if train.compile == "on" and train.batching == "padded":
         found.append(
             ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
         )
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
-    if lora is not None and lora.dora and model.quantization == "int8":
-        found.append(("lora.dora", "DoRA on an int8 base is not supported by peft; use nf4, or set dora: false"))
+    if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
+        found.append(
+            ("lora.dora", f"DoRA needs the weights of the base, which an {model.quantization} base does not hold; use nf4, or set dora: false")
+        )
     if model.scratch is not None and lora is not None:
         found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
     return found

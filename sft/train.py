@@ -205,8 +205,7 @@ def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
     """What is trained: the model itself, or the recipe's adapters on it."""
     if recipe.lora is None:
         return loaded.model
-    checkpointing, seed = recipe.train.gradient_checkpointing, recipe.train.seed
-    return adapters.attach(loaded.model, recipe.lora, loaded.new_rows, checkpointing=checkpointing, seed=seed)
+    return adapters.attach(loaded.model, recipe.lora, loaded.new_rows, seed=recipe.train.seed)
 
 
 def _prove_isolation(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:

@@ -83,7 +83,7 @@ def saved_bytes(layers: int, dtype: torch.dtype, autocast: bool, lora: LoraSecti
     )  # fmt: skip
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="vicugna_sdpa")
     if lora is not None:
-        model = attach(model, lora, (), checkpointing=False, seed=0)
+        model = attach(model, lora, (), seed=0)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
     alive = []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def attach(
-    model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, checkpointing: bool, seed: int
+    model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, seed: int
 ) -> nn.Module:
     """Freeze the base and put adapters on it.
 
@@ -28,21 +28,21 @@ def attach(
         model: the base, possibly quantised.
         section: the recipe's ``lora``.
         new_rows: embedding rows that must be trained too.
-        checkpointing: whether activations will be recomputed (the input embeddings then need gradients).
         seed: draws the initial A.
 
     Raises:
         ModelError: unknown target modules, or new tokens that ``train_new_tokens: false`` would leave untrained.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
     if new_rows and not section.train_new_tokens:
         raise ModelError(
             f"the template adds {len(new_rows)} tokens whose embedding would stay untrained; "
             "set lora.train_new_tokens: true or choose a template that needs no new tokens"
         )
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    # peft's preparation of a quantised base would turn what is not quantised (norms, embeddings, head) and all that flows between the
+    # layers into float32, for bases in float16. Here they keep the recipe's model.dtype; only the adapters are float32.
+    model.requires_grad_(False)
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     options: dict[str, Any] = {}
     if new_rows:

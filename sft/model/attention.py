@@ -1,8 +1,9 @@
 """Attention that keeps the documents of one flat row apart, on every device, and the proof that it does.
 
-Three backends take ``cu_seq_lens_q`` (document borders) and no mask:
+Four backends take ``cu_seq_lens_q`` (document borders) and no mask:
 
 =================  ==========================================================  ==========================
+``vicugna_cudnn``  cuDNN, if nvidia-cudnn-frontend is installed                 Hopper, bfloat16 and float16
 ``vicugna_flash``  flash-attn 2, if the package is installed                    CUDA, bfloat16 and float16
 ``vicugna_varlen`` ``torch.nn.attention.varlen.varlen_attn`` (torch >= 2.10)     CUDA, bfloat16 and float16
 ``vicugna_sdpa``   one causal SDPA per document                                 everything else
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 
 from sft.data.collate import flat_batch
 from sft.errors import IsolationError, ModelError
+from sft.model import cudnn_attention
 
-FLAT_BACKENDS = ("vicugna_flash", "vicugna_varlen", "vicugna_sdpa")
+FLAT_BACKENDS = ("vicugna_cudnn", "vicugna_flash", "vicugna_varlen", "vicugna_sdpa")
 
 
 def _borders(cu_seq_lens: Tensor) -> list[tuple[int, int]]:
@@ -189,6 +191,31 @@ def flash(
     return out.unsqueeze(0), None
 
 
+def cudnn(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """cuDNN's kernel (:mod:`sft.model.cudnn_attention`). Shapes as :func:`block_sdpa`."""
+    if cu_seq_lens_q is None:
+        return block_sdpa(module, query, key, value, None, dropout, scaling, sliding_window, **extras)
+    if sliding_window is not None:
+        raise ModelError("vicugna_cudnn: this model looks through a window; set model.attention: varlen")
+    _refuse_extras("vicugna_cudnn", dropout, extras)
+    q, k, v = _for_kernel(query, key, value)
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    out, _ = cudnn_attention.cudnn_attention(q, k, v, cu_seq_lens_q, max_length_q or q.shape[0], scale)
+    return out.unsqueeze(0), None
+
+
 def _no_mask(*_: Any, **__: Any) -> None:
     return None
 
@@ -198,7 +225,8 @@ def register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    for name, function in (("vicugna_sdpa", block_sdpa), ("vicugna_varlen", varlen), ("vicugna_flash", flash)):
+    backends = {"vicugna_sdpa": block_sdpa, "vicugna_varlen": varlen, "vicugna_flash": flash, "vicugna_cudnn": cudnn}
+    for name, function in backends.items():
         ALL_ATTENTION_FUNCTIONS.register(name, function)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, _no_mask)
 
@@ -224,11 +252,20 @@ def choose(wanted: str, flat: bool, dtype: torch.dtype, device: torch.device) ->
         raise ModelError("model.attention: flash needs the flash-attn package, a CUDA device and bfloat16 or float16; try auto")
     if wanted == "varlen" and not (have_varlen and kernel_ready):
         raise ModelError("model.attention: varlen needs torch 2.10, a CUDA device and bfloat16 or float16; try auto")
+    have_cudnn = cudnn_attention.installed()
+    if wanted == "cudnn" and not (have_cudnn and kernel_ready):
+        raise ModelError("model.attention: cudnn needs nvidia-cudnn-frontend, a CUDA device and bfloat16 or float16; try auto")
+    if wanted == "cudnn" or (wanted == "auto" and have_cudnn and kernel_ready and _ahead(device)):
+        return "vicugna_cudnn"
     if wanted == "flash" or (wanted == "auto" and have_flash and kernel_ready):
         return "vicugna_flash"
     if wanted == "varlen" or (wanted == "auto" and have_varlen and kernel_ready):
         return "vicugna_varlen"
     return "vicugna_sdpa"
+
+
+def _ahead(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= cudnn_attention.MINOR
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def test_adapters_are_not_counted_as_body(config: dict[str, Any]) -> None:
     plain = tiny_model(300, config)
     before = FlopModel.of(plain, plain.config, trainable_base=False)
     section = LoraSection.model_validate({"rank": 4, "alpha": 8.0})
-    adapted = adapters.attach(plain, section, (), checkpointing=False, seed=0)
+    adapted = adapters.attach(plain, section, (), seed=0)
     assert FlopModel.of(adapted, adapted.config, trainable_base=False) == before
 
 

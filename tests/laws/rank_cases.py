@@ -103,7 +103,7 @@ def sums(folder: Path) -> None:
 
 
 def adapters_are_gathered(policy: Any) -> None:
-    adapted = adapters.attach(case(world=2)[0], LoraSection(rank=3, alpha=6.0), (), checkpointing=False, seed=4)
+    adapted = adapters.attach(case(world=2)[0], LoraSection(rank=3, alpha=6.0), (), seed=4)
     before = {k: v.clone() for k, v in adapters.adapter_state(adapted).items()}
     whole: Any = adapted  # a module's attributes are any
     shard(adapted, whole.get_base_model().model.layers, mp_policy=policy)

@@ -25,7 +25,7 @@ SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 def attach(model: Any, new_rows: tuple[int, ...] = (), seed: int = 0, **section: Any) -> Any:
     options = LoraSection.model_validate({"rank": 4, "alpha": 8.0, **section})
-    return adapters.attach(model, options, new_rows, checkpointing=False, seed=seed)
+    return adapters.attach(model, options, new_rows, seed=seed)
 
 
 def adapted(model: nn.Module) -> set[str]:
@@ -99,7 +99,7 @@ def test_adapters_are_float32_on_every_base(tmp_path: Path, quantization: str) -
     recipe = tiny_recipe(tmp_path / "run", base, lora={"rank": 4, "alpha": 8}, **changes)
     tokenizer, _, _ = tokenizer_for(recipe)
     assert recipe.lora is not None
-    model = adapters.attach(load_model(recipe, tokenizer, CPU).model, recipe.lora, (), checkpointing=True, seed=0)
+    model = adapters.attach(load_model(recipe, tokenizer, CPU).model, recipe.lora, (), seed=0)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained
     assert {p.dtype for p in trained} == {torch.float32}
