@@ -208,7 +208,9 @@ def _weights(recipe: Recipe, shape: ModelShape, shards: int) -> list[Part]:
         parts = [_part("weights", shape.total * size / shards, f"{short(shape.total)} x {size} bytes / {shards}")]
     elif model.quantization in ("int8", "float8"):
         rows = 4 * sum(o for _, _, o in shape.linears)
-        equation = f"{short(shape.linear)} x 1 byte + {short(rows)} bytes of row scales + {short(rest)} unquantised x {size} bytes"
+        equation = (
+            f"{short(shape.linear)} x 1 byte + {short(rows)} bytes of row scales + {short(rest)} unquantised x {size} bytes"
+        )
         parts = [_part("weights", shape.linear + rows + rest * size, equation)]
     else:
         each = 0.5 + ((1 + 4 / 256) / 64 if model.double_quantization else 4 / 64)

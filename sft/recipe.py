@@ -66,9 +66,9 @@ class ModelSection(Section):
     compute_dtype: Dtype | None = None
     """Type of the matrix products (autocast); null computes in ``dtype``."""
     attention: Literal["auto", "cudnn", "flash", "varlen", "sdpa", "eager"] = "auto"
-    """``auto``: on Hopper cuDNN if nvidia-cudnn-frontend is installed, else flash-attn if installed, else torch's varlen on CUDA, else block-diagonal SDPA. ``eager`` needs padding."""
+    """``auto``: cuDNN on Hopper or flash-attn if installed, else torch's varlen on CUDA, else SDPA per document. ``eager`` needs padding."""
     quantization: Literal["none", "float8", "int8", "nf4", "fp4"] = "none"
-    """Storage of the frozen base under LoRA: ``float8`` also multiplies in it (compute capability 8.9); the others are bitsandbytes'."""
+    """Storage of the frozen base under LoRA; ``float8`` is multiplied in as well (compute capability 8.9), others are bitsandbytes'."""
     double_quantization: bool = True
     """Quantise the 4-bit scales too (QLoRA)."""
     rope_scaling: RopeScaling | None = None
@@ -227,9 +227,9 @@ class TrainSection(Section):
     tf32: bool = True
     """Let float32 products on Ampere and newer use TF32; no effect elsewhere."""
     float8: bool = False
-    """Full tuning: products of the layers in float8 (torchao; compute capability 8.9). Weights, updates and the head stay as they are."""
+    """Full tuning: products of the layers in float8 (compute capability 8.9). Weights, updates and the head stay as they are."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile each layer once for rows of any length; ``auto`` does for flat rows of 100 steps and more on one GPU, quantised bases apart."""
+    """Compile each layer once for rows of any length; ``auto`` does for flat rows of 100 steps and more on one GPU, int8 bases apart."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSection:
@@ -337,25 +337,38 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         )
     if train.optimizer == "adamw_stochastic" and train.sharding == "fsdp":
         found.append(("train.optimizer", "adamw_stochastic does not shard its states; set sharding: none, or adamw"))
-    if train.float8 and lora is not None:
-        found.append(("train.float8", "a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'"))
-    if train.float8 and (train.compile == "off" or train.batching == "padded"):
-        found.append(("train.float8", "float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat"))
-    if (train.float8 or model.quantization == "float8") and (model.compute_dtype or model.dtype) != "bfloat16":
-        key = "train.float8" if train.float8 else "model.quantization"
-        found.append((key, "what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"))
     if train.compile == "on" and train.batching == "padded":
         found.append(
             ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
         )
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
-    if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
-        found.append(
-            ("lora.dora", f"DoRA needs the weights of the base, which an {model.quantization} base does not hold; use nf4, or set dora: false")
-        )
     if model.scratch is not None and lora is not None:
         found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
+    return found + _float8_disagreements(recipe)
+
+
+def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    model, train, lora = recipe.model, recipe.train, recipe.lora
+    found: list[tuple[str, str]] = []
+    if train.float8 and lora is not None:
+        found.append(
+            ("train.float8", "a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'")
+        )
+    if train.float8 and (train.compile == "off" or train.batching == "padded"):
+        found.append(
+            ("train.float8", "float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat")
+        )
+    if train.float8 and train.sharding == "fsdp":
+        found.append(
+            ("train.float8", "float8 products under FSDP were never measured; set train.sharding: none, or float8: false")
+        )
+    if (train.float8 or model.quantization == "float8") and (model.compute_dtype or model.dtype) != "bfloat16":
+        key = "train.float8" if train.float8 else "model.quantization"
+        found.append((key, "what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"))
+    if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
+        said = f"DoRA needs the base's weights, which peft cannot read from {model.quantization}; use nf4, or set dora: false"
+        found.append(("lora.dora", said))
     return found
 
 

@@ -212,12 +212,13 @@ def test_checkpointing_keeps_one_hidden_state_per_layer_and_recomputes_one_layer
         ("nf4", False, LINEAR * (0.5 + 4 / 64)),
         ("fp4", True, LINEAR * (0.5 + (1 + 4 / 256) / 64)),
         ("int8", True, LINEAR + 4 * L * (2 * H + 2 * (H // 2) + 2 * F + H)),
+        ("float8", True, LINEAR + 4 * L * (2 * H + 2 * (H // 2) + 2 * F + H)),
     ],
 )
 def test_quantised_weights(kind: str, double: bool, linear_bytes: float) -> None:
     rec = recipe(lora={}, model__quantization=kind, model__double_quantization=double, model__dtype="bfloat16")
     memory = memory_estimate(rec, model_shape(TINY), TWO)
-    assert part(memory, "weights") == pytest.approx(linear_bytes + (2 * V * H + NORMS) * 4)
+    assert part(memory, "weights") == pytest.approx(linear_bytes + (2 * V * H + NORMS) * 2)
     adapters = trainable_parameters(rec, model_shape(TINY))
     assert part(memory, "adapters") == part(memory, "gradients") == adapters * 4
     assert part(memory, "optimiser states") == adapters * 8

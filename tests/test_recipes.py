@@ -301,7 +301,28 @@ def refusals(tmp_path: Path, *overrides: str) -> list[str]:
         ),
         (
             ["model.quantization=int8", "lora.dora=true", *LORA],
-            "lora.dora: DoRA on an int8 base is not supported by peft; use nf4, or set dora: false",
+            "lora.dora: DoRA needs the base's weights, which peft cannot read from int8; use nf4, or set dora: false",
+        ),
+        (
+            ["model.quantization=float8", "model.dtype=bfloat16", "lora.dora=true", *LORA],
+            "lora.dora: DoRA needs the base's weights, which peft cannot read from float8; use nf4, or set dora: false",
+        ),
+        (
+            ["model.quantization=float8", *LORA],
+            "model.quantization: what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16",
+        ),
+        (["train.float8=true"], "train.float8: what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"),
+        (
+            ["train.float8=true", "model.compute_dtype=bfloat16", *LORA],
+            "train.float8: a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'",
+        ),
+        (
+            ["train.float8=true", "model.compute_dtype=bfloat16", "train.compile=off"],
+            "train.float8: float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat",
+        ),
+        (
+            ["train.float8=true", "model.compute_dtype=bfloat16", "train.sharding=fsdp"],
+            "train.float8: float8 products under FSDP were never measured; set train.sharding: none, or float8: false",
         ),
         (
             [*NO_MODEL, *LORA],
@@ -371,6 +392,8 @@ def test_a_refusal_points_at_the_line_of_its_key(tmp_path: Path) -> None:
         ["model.attention=flash", "model.compute_dtype=bfloat16"],
         ["model.dtype=float16", *LORA],
         ["model.quantization=nf4", "lora.dora=true", *LORA],
+        ["model.quantization=float8", "model.dtype=bfloat16", *LORA],
+        ["train.float8=true", "model.compute_dtype=bfloat16"],
         ["train.cpu_offload=true", "train.sharding=fsdp"],
         ["train.epochs=null", "train.max_steps=5"],
         ["train.examples_per_step=null", "train.tokens_per_step=64"],

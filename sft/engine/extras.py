@@ -20,8 +20,6 @@ def refuse_missing_packages(recipe: Recipe) -> None:
     needed: list[tuple[str, str, str, str]] = []
     if recipe.train.optimizer in _BNB_OPTIMIZERS:
         needed.append(("train.optimizer", recipe.train.optimizer, "bitsandbytes", "'vicugna[bnb]'"))
-    if recipe.train.float8:
-        needed.append(("train.float8", "true", "torchao", "'vicugna[float8]'"))
     needed += [("output.report_to", tracker, tracker, tracker) for tracker in recipe.output.report_to]
     missing = [
         f"{key}: {value} needs {package}: pip install {wanted}"

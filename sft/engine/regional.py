@@ -20,14 +20,13 @@ _WORTH = 100
 
 
 def wanted(recipe: Recipe, steps: int, device: torch.device) -> bool:
-    """Whether a run of so many steps on a device compiles its layers. By itself only where that was measured: not under FSDP or on a
-    quantised base."""
+    """Whether a run of so many steps on a device compiles its layers. By itself only where that was measured: not under FSDP or on an
+    int8 base."""
     train = recipe.train
     if train.compile != "auto" or train.float8:
         return train.compile == "on" or train.float8
-    measured = (
-        device.type == "cuda" and train.batching == "flat" and train.sharding == "none" and recipe.model.quantization == "none"
-    )
+    flat = train.batching == "flat" and train.sharding == "none"
+    measured = device.type == "cuda" and flat and recipe.model.quantization != "int8"
     return measured and steps >= _WORTH
 
 

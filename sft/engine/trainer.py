@@ -26,7 +26,7 @@ from sft import files
 from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
 from sft.data.store import RowStore
-from sft.engine import checkpoints, float8_training, regional
+from sft.engine import checkpoints, regional
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
@@ -155,6 +155,8 @@ class PlannedTrainer(SFTTrainer):
         tokenizer = kwargs["processing_class"]
         self._head = None if padded else plain_head(kwargs["model"], compute_dtype(recipe.model))
         if recipe.train.float8:
+            from sft.engine import float8_training  # brings torch's compiler along, a second that others need not wait
+
             float8_training.convert(kwargs["model"])
         compiled = regional.wanted(recipe, len(plan.steps), kwargs["args"].device)
         if compiled:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def attach(
-    model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, seed: int
-) -> nn.Module:
+def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, seed: int) -> nn.Module:
     """Freeze the base and put adapters on it.
 
     Adapters are float32 whatever the base is: at 1e-4 a bfloat16 adapter loses most updates to rounding.

@@ -64,9 +64,7 @@ def _begin(shape: Shape) -> tuple[Any, dict[str, Any]]:
 
     kind = cudnn.data_type.BFLOAT16 if shape.dtype == torch.bfloat16 else cudnn.data_type.HALF
     wide = cudnn.data_type.FLOAT
-    graph = cudnn.pygraph(
-        io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=_handle(shape.device)
-    )
+    graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=_handle(shape.device))
     found: dict[str, Any] = {}
     for name, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
         found[name] = graph.tensor(name=name, dim=_dims(shape, heads), stride=_strides(shape, heads), data_type=kind)

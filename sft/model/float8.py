@@ -54,7 +54,7 @@ def scaled_product(left: Tensor, right: Tensor, of_left: Tensor, of_right: Tenso
 
 
 # Taken whole: traced into by dynamo (torch 2.11) its backward pass came out wrong in compiled layers. A test compares both.
-@torch._dynamo.allow_in_graph  # type: ignore[untyped-decorator]
+@torch._dynamo.allow_in_graph
 class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

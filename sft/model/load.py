@@ -11,7 +11,6 @@ import torch
 
 from sft.errors import ModelError
 from sft.model.attention import choose, register
-from sft.model.float8 import freeze_in_float8
 from sft.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -188,6 +187,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
             model = model.to(device)
     repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of)
     if section.quantization == "float8":
+        from sft.model.float8 import freeze_in_float8  # brings torch's compiler along, a second that others need not wait
+
         freeze_in_float8(model, device)
     model.config.use_cache = False
     return Loaded(model, repairs, new_rows, attention, getattr(config, "_commit_hash", None))

@@ -92,7 +92,7 @@ def test_equal_seeds_draw_equal_adapters() -> None:
     assert not all(torch.equal(first[key], third[key]) for key in first)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
+@pytest.mark.parametrize("quantization", ["none", "float8", "int8", "nf4", "fp4"])
 def test_adapters_are_float32_on_every_base(tmp_path: Path, quantization: str) -> None:
     base = save_tiny(tmp_path / "base", sentencepiece_like())
     changes = {"model__quantization": quantization, "model__dtype": "bfloat16"}

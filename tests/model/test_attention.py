@@ -30,26 +30,36 @@ VOCAB = 300
 
 
 @pytest.mark.parametrize(
-    ("flash_attn", "varlen", "dtype", "device", "chosen"),
+    ("packages", "capability", "dtype", "device", "chosen"),
     [
-        (True, True, HALF, CUDA, "vicugna_flash"),
-        (False, True, HALF, CUDA, "vicugna_varlen"),
-        (False, True, torch.float16, CUDA, "vicugna_varlen"),
-        (False, False, HALF, CUDA, "vicugna_sdpa"),
-        (True, True, FULL, CUDA, "vicugna_sdpa"),
-        (True, True, HALF, CPU, "vicugna_sdpa"),
+        ("cudnn flash_attn varlen", (9, 0), HALF, CUDA, "vicugna_cudnn"),
+        ("cudnn flash_attn varlen", (8, 0), HALF, CUDA, "vicugna_flash"),
+        ("cudnn varlen", (8, 0), HALF, CUDA, "vicugna_varlen"),
+        ("flash_attn varlen", (9, 0), HALF, CUDA, "vicugna_flash"),
+        ("varlen", (9, 0), HALF, CUDA, "vicugna_varlen"),
+        ("varlen", (9, 0), torch.float16, CUDA, "vicugna_varlen"),
+        ("", (9, 0), HALF, CUDA, "vicugna_sdpa"),
+        ("cudnn flash_attn varlen", (9, 0), FULL, CUDA, "vicugna_sdpa"),
+        ("cudnn flash_attn varlen", (9, 0), HALF, CPU, "vicugna_sdpa"),
     ],
 )
 def test_auto_takes_the_best_kernel_there_is(
-    monkeypatch: pytest.MonkeyPatch, flash_attn: bool, varlen: bool, dtype: torch.dtype, device: torch.device, chosen: str
+    monkeypatch: pytest.MonkeyPatch,
+    packages: str,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    chosen: str,
 ) -> None:
-    have = {"flash_attn": flash_attn, "torch.nn.attention.varlen": varlen}
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: find("torch") if have.get(name) else None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: find("torch") if name.split(".")[-1] in packages.split() else None
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose("auto", True, dtype, device) == chosen
 
 
-@pytest.mark.parametrize("wanted", ["flash", "varlen"])
+@pytest.mark.parametrize("wanted", ["flash", "varlen", "cudnn"])
 def test_a_kernel_that_cannot_run_is_refused(wanted: str) -> None:
     for dtype, device in ((HALF, CPU), (FULL, CUDA)):
         with pytest.raises(
