@@ -190,6 +190,11 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
         from sft.model.float8 import freeze_in_float8  # brings torch's compiler along, a second that others need not wait
 
         freeze_in_float8(model, device)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes repacks 4-bit weights on such CPUs at the first look in eval mode: their scales are rounded once more, and
+            # layers narrower than a block of 64 fail.
+            module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     return Loaded(model, repairs, new_rows, attention, getattr(config, "_commit_hash", None))
 
