@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sft.errors import ModelError, VerificationError
+from sft.model import fast_lora
 from sft.recipe import LoraSection
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ..
     torch.manual_seed(seed)  # A is drawn at random: without this, equal recipes would give different runs
     adapted = get_peft_model(model, config)
     keep_float32(adapted)
+    if section.dropout == 0 and not section.dora:
+        fast_lora.speed_up(adapted)
     # The grown embedding is made again from the base (the exact mean), the trained rows are in the adapter: saving the whole
     # embedding too would only make the file large, and asking the Hub whether it should be saved fails offline.
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
