@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -26,7 +25,7 @@ from sft import files
 from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
 from sft.data.store import RowStore
-from sft.engine import checkpoints, regional
+from sft.engine import checkpoints, regional, sharding
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
@@ -77,20 +76,9 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
         name = "gradient_checkpointing"
-    options: dict[str, Any] = {name: train.gradient_checkpointing}
+    options: dict[str, Any] = {name: train.gradient_checkpointing, **sharding.trainer_options(recipe)}
     if train.gradient_checkpointing:
         options[f"{name}_kwargs"] = {"use_reentrant": False}
-    if train.sharding == "fsdp":
-        options["fsdp"] = True
-        options["fsdp_config"] = {
-            "version": 2,
-            "reshard_after_forward": True,
-            "cpu_offload": train.cpu_offload,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "state_dict_type": "FULL_STATE_DICT",
-        }
-        # Reduced after every micro-batch, gradients add up in shards; left to the step's end, each rank would hold all of them.
-        options["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     arguments = SFTConfig(
         output_dir=output.dir,
         per_device_train_batch_size=1,
@@ -133,13 +121,11 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     assert arguments.device is not None  # finding the device counts the GPUs
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if train.sharding == "fsdp" and mixed != "float32":
-        # accelerate's own policy would also sum the gradients of the ranks in the type of the products
-        policy = MixedPrecisionPolicy(param_dtype=DTYPES[mixed], reduce_dtype=torch.float32, output_dtype=DTYPES[mixed])
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+        sharding.set_precision(arguments, DTYPES[mixed])
     return arguments
 
 
-class PlannedTrainer(SFTTrainer):
+class PlannedTrainer(sharding.Sharded, SFTTrainer):
     """An SFTTrainer whose steps, loss and checkpoints follow a :class:`~sft.data.packing.StepPlan`."""
 
     # compute_loss divides by the tokens of the whole step, so the trainer must not divide by A again.
@@ -354,31 +340,11 @@ class PlannedTrainer(SFTTrainer):
                 f"{4 * needed / 2**30:.1f} GiB; free some space or move output.dir"
             )
         self.save_model(str(folder), _internal_call=True)
-        live = self.adapter_state()
+        log.info("save-and-reload drill: %d tensors equal", self.verify_saved_model(folder))
+        self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            if live is not None:
-                count = adapters.verify_saved(folder, live)
-            else:
-                count = checkpoints.verify_weights(folder, self.accelerator.unwrap_model(self.model))
-            log.info("save-and-reload drill: %d tensors equal", count)
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
-
-    def check_sharding(self) -> None:
-        """Refuse to call a run FSDP that is not: on CPU the trainer quietly falls back to DDP.
-
-        Raises:
-            RunError: the recipe asks for FSDP and the parameters are not sharded.
-        """
-        if self.recipe.train.sharding != "fsdp":
-            return
-        from torch.distributed.tensor import DTensor
-
-        if not any(isinstance(p, DTensor) for p in self.model.parameters()):
-            raise RunError(
-                "train.sharding: fsdp, but the parameters were not sharded (one process, or no GPU); start with "
-                "torchrun --nproc-per-node N -m sft train RECIPE on GPUs, or set train.sharding: none"
-            )
 
 
 class _AtStart(TrainerCallback):

@@ -1,0 +1,229 @@
+"""Shards on disk: what each process of a sharded run holds, written by it as safetensors and read by any number of processes.
+
+::
+
+    checkpoint-200/
+        weights/shard-00001-model-00001-of-00001.safetensors      rows 0 .. of every matrix, from the first process
+        weights/shard-00002-model-00001-of-00001.safetensors      the rows behind them, from the second
+        optimizer/shard-0000K-...                                 ``<parameter>.exp_avg`` and so on, likewise
+
+Every tensor's place in the whole stands in the header of its file, so 4 processes read what 2 wrote, and one reads what 8 wrote. Reading
+and writing are those of torch.distributed.checkpoint in the format of safetensors: its own format keeps an index as a pickle. No process
+ever holds more than its shards. :func:`export_weights` makes an ordinary model folder of them, file by file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sft.errors import ResumeError, VerificationError
+
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+FILE_BYTES = 4 << 30
+"""Most bytes of one file of an export, and so of the main memory that it takes beyond the shards."""
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that belong into a file, by name; what is tied stands once. They share memory with the model."""
+    buffers = {name for name, _ in model.named_buffers()} & set(model.state_dict())
+    found = dict(model.named_parameters())
+    return found | {name: buffer for name, buffer in model.named_buffers() if name in buffers}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on the CPU. Collective if it is sharded."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):  # offloaded shards travel over the GPUs too
+        tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[union-attr]
+    return tensor.cpu()
+
+
+def write(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the shards of all processes; each writes its own. Collective."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer, no_dist=_alone())
+
+
+def read(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors in place from the shards of any number of processes, or from an ordinary model folder. Collective.
+
+    Raises:
+        ResumeError: a tensor that is not there, or has another shape.
+    """
+    targets = {name: tensor.detach() for name, tensor in tensors.items()}
+    try:
+        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
+    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        raise ResumeError(f"{folder}: cannot be read into this model: {' '.join(str(error).split())[:600]}") from error
+
+
+def _alone() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+# -- optimiser states ---------------------------------------------------------------------------------------------
+
+
+def optimizer_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Parameter name and state of every parameter that the optimiser moves, in the order of its groups."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[id(parameter)], optimizer.state[parameter]
+
+
+def make_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make the states of an optimiser that has taken no step, by one with a learning rate of zero: no weight moves."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    get_optimizer_state_dict(model, optimizer)
+
+
+def _flat(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[tuple[dict[str, Any], str, str]]]:
+    """States as tensors by name, and where the plain numbers among them (a count of steps) came from. Scalars have one entry."""
+    tensors: dict[str, Tensor] = {}
+    numbers: list[tuple[dict[str, Any], str, str]] = []
+    for name, state in optimizer_states(model, optimizer):
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}.{key}"] = value.view(1) if value.dim() == 0 else value
+            else:
+                tensors[f"{name}.{key}"] = torch.tensor([value], dtype=torch.int64 if isinstance(value, int) else torch.float64)
+                numbers.append((state, key, f"{name}.{key}"))
+    return tensors, numbers
+
+
+def write_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write the states of all processes. Groups are not written: they follow from recipe and schedule. Collective."""
+    write(folder, _flat(model, optimizer)[0])
+
+
+def read_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the states of an optimiser in place, exactly as they were written. Collective.
+
+    Raises:
+        ResumeError: states of another model or optimiser.
+    """
+    make_states(model, optimizer)
+    tensors, numbers = _flat(model, optimizer)
+    read(folder, tensors)
+    for state, key, name in numbers:
+        state[key] = tensors[name].item()
+
+
+def spread_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the states of a sharded optimiser from the ``optimizer.pt`` of a run without shards; each process takes its part.
+
+    Raises:
+        ResumeError: states of another number of parameters.
+    """
+    make_states(model, optimizer)
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
+    states = list(optimizer_states(model, optimizer))
+    if len(saved) != len(states):
+        raise ResumeError(f"{path}: holds the states of {len(saved)} parameters, this run moves {len(states)}")
+    for index, (_, state) in enumerate(states):
+        for key, value in saved[index].items():
+            target = state[key]
+            if isinstance(target, DTensor):
+                mesh = target.device_mesh
+                spread = distribute_tensor(value.to(mesh.device_type), mesh, target.placements, src_data_rank=None)
+                target.to_local().copy_(spread.to_local())
+            elif isinstance(target, Tensor):
+                target.copy_(value)
+            else:
+                state[key] = value
+
+
+# -- an ordinary model folder -------------------------------------------------------------------------------------
+
+
+def export_weights(model: Any, folder: Path, *, main: bool, most_bytes: int = FILE_BYTES) -> int:
+    """Write a sharded model as transformers would: ``config.json`` and safetensors of at most ``most_bytes`` with their index.
+
+    Tensors are gathered one by one and kept, by the main process alone and in main memory, until their file is full. So a GPU holds
+    one whole tensor beside its shards, and the host one file. Collective.
+
+    Returns:
+        Bytes of the largest file: what the main process held at most.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    tensors = named_weights(model)
+    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=most_bytes)
+    most = 0
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_config(model, folder)
+    for file, names in split.filename_to_tensors.items():
+        held: dict[str, Tensor] = {}
+        for name in names:
+            tensor = whole(tensors[name])
+            if main:
+                held[name] = tensor.contiguous()
+            del tensor
+        most = max(most, sum(t.numel() * t.element_size() for t in (shapes[name] for name in names)))
+        if main:
+            save_file(held, folder / file, metadata={"format": "pt"})
+    if main and split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return most
+
+
+def _write_config(model: Any, folder: Path) -> None:
+    config = model.config
+    config.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard puts a class of its own before the model's
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def verify_export(model: Any, folder: Path) -> int:
+    """Read an export back and compare it with the live shards, each process its own, file by file. Collective.
+
+    Returns:
+        Tensors compared.
+
+    Raises:
+        VerificationError: a tensor that is missing, or differs.
+    """
+    from safetensors import safe_open
+
+    tensors, count = named_weights(model), 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        foreign = [name for name in names if name not in tensors]
+        if foreign:
+            raise VerificationError(f"{path}: {foreign[0]} is not a tensor of the model")
+        fresh = {name: torch.empty_like(tensors[name].detach()) for name in names}
+        try:
+            read(folder, fresh)
+        except ResumeError as error:
+            raise VerificationError(str(error)) from error
+        for name, tensor in fresh.items():
+            if not torch.equal(_local(tensor), _local(tensors[name].detach())):
+                raise VerificationError(f"{path}: {name} differs from the model's")
+        count += len(names)
+    if count != len(tensors):
+        raise VerificationError(f"{folder}: holds {count} tensors, the model {len(tensors)}")
+    return count
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
