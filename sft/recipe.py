@@ -333,8 +333,10 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(
             ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
         )
-    if train.optimizer == "adamw_stochastic" and train.sharding == "fsdp":
-        found.append(("train.optimizer", "adamw_stochastic does not shard its states; set sharding: none, or adamw"))
+    if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
+        found.append(
+            ("train.optimizer", "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none")
+        )
     if train.compile == "on" and train.batching == "padded":
         found.append(
             ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")

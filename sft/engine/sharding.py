@@ -56,8 +56,11 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def set_precision(arguments: Any, products: torch.dtype) -> None:
-    """Products in a narrower type under FSDP: accelerate's own policy would also sum the gradients of the ranks in it."""
+def set_precision(arguments: Any, products: torch.dtype | None) -> None:
+    """Products in a type of their own under FSDP (None: that of the weights), the gradients of the ranks summed in float32.
+
+    accelerate's own policy would also sum in the type of the products.
+    """
     policy = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=torch.float32, output_dtype=products)
     arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
 

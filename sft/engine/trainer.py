@@ -120,8 +120,8 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     # One process drives one GPU. Where a host has more and torchrun did not start us, the trainer would wrap the model in DataParallel.
     assert arguments.device is not None  # finding the device counts the GPUs
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if train.sharding == "fsdp" and mixed != "float32":
-        sharding.set_precision(arguments, DTYPES[mixed])
+    if train.sharding == "fsdp":
+        sharding.set_precision(arguments, DTYPES[mixed] if mixed != "float32" else None)
     return arguments
 
 
@@ -147,7 +147,7 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         super().__init__(train_dataset=running_numbers(len(batches)), data_collator=batches, **kwargs)
         if recipe.train.optimizer == "adamw_stochastic":
             train = recipe.train
-            options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon}
+            options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon, "seed": train.seed}
             self.optimizer_cls_and_kwargs = (StochasticAdamW, options)
         self.remove_callback(PrinterCallback)  # our bar shows the records
         if recipe.lora is not None:
