@@ -335,7 +335,10 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         )
     if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
         found.append(
-            ("train.optimizer", "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none")
+            (
+                "train.optimizer",
+                "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none",
+            )
         )
     if train.compile == "on" and train.batching == "padded":
         found.append(

@@ -15,7 +15,9 @@ ever holds more than its shards. :func:`export_weights` makes an ordinary model 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def write(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write the shards of all processes; each writes its own. Collective."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer, no_dist=_alone())
+    with _alone() as alone:
+        dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer, no_dist=alone)
 
 
 def read(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -63,13 +66,20 @@ def read(folder: Path, tensors: dict[str, Tensor]) -> None:
     """
     targets = {name: tensor.detach() for name, tensor in tensors.items()}
     try:
-        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
+        with _alone() as alone:
+            dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise ResumeError(f"{folder}: cannot be read into this model: {' '.join(str(error).split())[:600]}") from error
 
 
-def _alone() -> bool:
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this process is the only one: then torch would warn that it is."""
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    with warnings.catch_warnings():
+        if alone:
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield alone
 
 
 # -- optimiser states ---------------------------------------------------------------------------------------------
@@ -90,7 +100,9 @@ def make_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     get_optimizer_state_dict(model, optimizer)
 
 
-def _flat(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[tuple[dict[str, Any], str, str]]]:
+def _flat(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[tuple[dict[str, Any], str, str]]]:
     """States as tensors by name, and where the plain numbers among them (a count of steps) came from. Scalars have one entry."""
     tensors: dict[str, Tensor] = {}
     numbers: list[tuple[dict[str, Any], str, str]] = []
@@ -180,7 +192,9 @@ def export_weights(model: Any, folder: Path, *, main: bool, most_bytes: int = FI
             save_file(held, folder / file, metadata={"format": "pt"})
     if main and split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
     return most
 
 

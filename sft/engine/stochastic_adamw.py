@@ -64,7 +64,9 @@ class StochasticAdamW(torch.optim.Optimizer):
                     self._step_of(weight, weight.grad, group, numbers)
         return out
 
-    def _step_of(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], numbers: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def _step_of(
+        self, weight: Tensor, gradient: Tensor, group: dict[str, Any], numbers: dict[int, tuple[Tensor, Tensor]]
+    ) -> None:
         state = self.state[weight]
         if not state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
@@ -103,7 +105,9 @@ def _entries_ahead(tensor: Tensor) -> int:
     if not isinstance(tensor, DTensor):
         return 0
     if tuple(tensor.placements) != (Shard(0),):
-        raise NotImplementedError(f"adamw_stochastic shards by rows over one dimension of processes, not as {tensor.placements}")
+        raise NotImplementedError(
+            f"adamw_stochastic shards by rows over one dimension of processes, not as {tensor.placements}"
+        )
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return int(offset[0]) * math.prod(tensor.shape[1:])
 
@@ -124,7 +128,9 @@ def _int32(number: int) -> int:
 def _noise(count: int, key: Tensor, place: Tensor) -> Tensor:
     """Random int32 of ``count`` entries from ``place`` on: the same mixing, over them all, with the step's key and the parameter's in it."""
     begin, own = place.unbind()
-    bits = (torch.arange(count, dtype=torch.int32, device=place.device) + begin) * -1640531527 + key  # 2^32 over the golden ratio
+    bits = (
+        torch.arange(count, dtype=torch.int32, device=place.device) + begin
+    ) * -1640531527 + key  # 2^32 over the golden ratio
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * -2048144789 + (own ^ key)
     bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * -1028477387
     return bits ^ ((bits >> 16) & 0xFFFF)
