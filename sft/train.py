@@ -30,7 +30,7 @@ from sft.engine import checkpoints, manifest
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
-from sft.engine.sharding import refuse_one_process
+from sft.engine.sharding import forget_deepspeed, refuse_one_process
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
 from sft.model import adapters, merge, servable
@@ -354,7 +354,9 @@ def _finish(
         servable.write_generation_config(encoder, tokenizer, partial)
         files.write_json(partial / "vicugna.json", {**about["serving"], **about})
         files.publish(partial, folder)
-    for name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "accelerator"):
+    if recipe.train.sharding == "deepspeed":
+        forget_deepspeed()
+    for name in ("model", "model_wrapped", "deepspeed", "optimizer", "lr_scheduler", "accelerator"):
         with contextlib.suppress(AttributeError):
             delattr(trainer, name)
     ranks.wait()

@@ -37,9 +37,11 @@ def refuse_one_process(recipe: Recipe, world: int) -> None:
         )
 
 
-def trainer_options(recipe: Recipe) -> dict[str, Any]:
+def trainer_options(recipe: Recipe, accumulation: int) -> dict[str, Any]:
     """Arguments of the trainer that spread a run; none for DDP and one process."""
     train = recipe.train
+    if train.sharding == "deepspeed":
+        return {"deepspeed": deepspeed_config(recipe, accumulation)}
     if train.sharding != "fsdp":
         return {}
     return {
@@ -54,6 +56,29 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
         # Reduced after every micro-batch, gradients add up in shards; left to the step's end, each rank would hold all of them.
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
+
+
+def deepspeed_config(recipe: Recipe, accumulation: int) -> dict[str, Any]:
+    """ZeRO-3 as a recipe means it: float32 weights, products under autocast, gradients summed in float32.
+
+    DeepSpeed's own ``bf16`` would round the weights before it makes its float32 copy of them; its ``torch_autocast`` gathers float32
+    weights in the type of the products.
+    """
+    products = recipe.model.compute_dtype or recipe.model.dtype
+    config: dict[str, Any] = {
+        "zero_optimization": {"stage": 3, "overlap_comm": True, "contiguous_gradients": True},
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.train.max_grad_norm,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31 - 1,
+    }
+    if products != "float32":
+        config["torch_autocast"] = {"enabled": True, "dtype": products}
+    return config
 
 
 def set_precision(arguments: Any, products: torch.dtype | None) -> None:
@@ -79,6 +104,7 @@ class Sharded:
     accelerator: Any
     state: Any
     is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
     _partial: Path | None
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -93,14 +119,20 @@ class Sharded:
             self.is_fsdp_enabled = True
 
     def check_sharding(self) -> None:
-        """Refuse to call a run FSDP that is not.
+        """Refuse to call a run sharded that is not.
 
         Raises:
-            RunError: the recipe asks for FSDP and a parameter is not sharded.
+            RunError: the recipe asks for shards and a parameter is whole.
         """
-        if self.recipe.train.sharding == "fsdp" and not all(isinstance(p, DTensor) for p in self.model.parameters()):
+        wanted, parameters = self.recipe.train.sharding, list(self.model.parameters())
+        sharded = {
+            "none": True,
+            "fsdp": all(isinstance(p, DTensor) for p in parameters),
+            "deepspeed": all(getattr(p, "ds_tensor", None) is not None for p in parameters),
+        }
+        if not sharded[wanted]:
             raise RunError(
-                "train.sharding: fsdp, but the parameters were not sharded: accelerate fell back to another way; "
+                f"train.sharding: {wanted}, but the parameters were not sharded: accelerate fell back to another way; "
                 "set train.sharding: none, or report this with the versions in run.json"
             )
 
@@ -109,7 +141,9 @@ class Sharded:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """An ordinary model or adapter folder; in a checkpoint of a sharded model its shards. Every rank must call it."""
         folder = Path(output_dir or self.args.output_dir)
-        if not self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
+            shards.export_weights(self.model, folder, main=self.args.should_save)
+        elif not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         elif self.recipe.lora is not None:
             trained = {name: shards.whole(p) for name, p in self.model.named_parameters() if p.requires_grad}
@@ -128,6 +162,8 @@ class Sharded:
         self.accelerator.wait_for_everyone()
         if live is None and self.is_fsdp_enabled and not getattr(self.model, "_weight_conversions", None):
             return shards.verify_export(self.model, folder)
+        if self.is_deepspeed_enabled:
+            return shards.verify_gathered(self.model, folder, main=self.args.should_save)
         if not self.args.should_save:
             return 0
         if live is not None:
@@ -181,6 +217,13 @@ class Sharded:
 
         drawn = np.random.SeedSequence([self.args.seed, self.state.global_step, self.args.process_index]).generate_state(1)
         set_seed(int(drawn[0]))
+
+
+def forget_deepspeed() -> None:
+    """A model that is loaded from here on is an ordinary one: transformers would shard every model while it knows of ZeRO-3."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:

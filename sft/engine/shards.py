@@ -19,13 +19,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sft.errors import ResumeError, VerificationError
@@ -44,9 +45,14 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on the CPU. Collective if it is sharded."""
+    if hasattr(tensor, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().cpu().clone()
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):  # offloaded shards travel over the GPUs too
-        tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[union-attr]
+        tensor = cast(DTensor, tensor.to(tensor.device_mesh.device_type)).full_tensor()
     return tensor.cpu()
 
 
@@ -55,7 +61,7 @@ def write(folder: Path, tensors: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _alone() as alone:
-        dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer, no_dist=alone)
+        save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer, no_dist=alone)
 
 
 def read(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -67,7 +73,7 @@ def read(folder: Path, tensors: dict[str, Tensor]) -> None:
     targets = {name: tensor.detach() for name, tensor in tensors.items()}
     try:
         with _alone() as alone:
-            dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+            load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise ResumeError(f"{folder}: cannot be read into this model: {' '.join(str(error).split())[:600]}") from error
 
@@ -174,7 +180,7 @@ def export_weights(model: Any, folder: Path, *, main: bool, most_bytes: int = FI
     from safetensors.torch import save_file
 
     tensors = named_weights(model)
-    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    shapes = {name: torch.empty(getattr(t, "ds_shape", t.shape), dtype=t.dtype, device="meta") for name, t in tensors.items()}
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=most_bytes)
     most = 0
     if main:
@@ -207,6 +213,37 @@ def _write_config(model: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
+def _names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def verify_gathered(model: Any, folder: Path, *, main: bool) -> int:
+    """Read an export back and compare it, tensor by tensor, with what is gathered for it (ZeRO-3). Collective.
+
+    Returns:
+        Tensors compared.
+
+    Raises:
+        VerificationError: as :func:`verify_export`, on the main process.
+    """
+    from safetensors import safe_open
+
+    tensors = named_weights(model)
+    files = {name: path for path in folder.glob("*.safetensors") for name in _names(path)}
+    if set(files) != set(tensors):
+        raise VerificationError(f"{folder}: holds {len(files)} tensors, the model {len(tensors)}, or others")
+    for name, tensor in tensors.items():
+        live = whole(tensor)
+        if main:
+            with safe_open(files[name], framework="pt") as file:
+                if not torch.equal(live, file.get_tensor(name)):
+                    raise VerificationError(f"{files[name]}: {name} differs from the model's")
+    return len(tensors)
+
+
 def verify_export(model: Any, folder: Path) -> int:
     """Read an export back and compare it with the live shards, each process its own, file by file. Collective.
 
@@ -216,12 +253,9 @@ def verify_export(model: Any, folder: Path) -> int:
     Raises:
         VerificationError: a tensor that is missing, or differs.
     """
-    from safetensors import safe_open
-
     tensors, count = named_weights(model), 0
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+        names = _names(path)
         foreign = [name for name in names if name not in tensors]
         if foreign:
             raise VerificationError(f"{path}: {foreign[0]} is not a tensor of the model")

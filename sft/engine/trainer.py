@@ -76,7 +76,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
         name = "gradient_checkpointing"
-    options: dict[str, Any] = {name: train.gradient_checkpointing, **sharding.trainer_options(recipe)}
+    options: dict[str, Any] = {name: train.gradient_checkpointing, **sharding.trainer_options(recipe, plan.accumulation)}
     if train.gradient_checkpointing:
         options[f"{name}_kwargs"] = {"use_reentrant": False}
     arguments = SFTConfig(
@@ -94,7 +94,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         adam_epsilon=train.epsilon,
         max_grad_norm=train.max_grad_norm,
         optim=optimizers.get(train.optimizer, train.optimizer),
-        bf16=mixed == "bfloat16",
+        bf16=mixed == "bfloat16" and train.sharding != "deepspeed",  # which has an autocast of its own
         fp16=mixed == "float16",
         tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
         neftune_noise_alpha=train.neftune_alpha,
@@ -196,9 +196,12 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
             files.write_json(
                 folder / "rows.json", {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "rows": list(subset.names)}
             )
+        changed = (
+            "its weights are spoilt" if self.is_deepspeed_enabled else "no weight was changed by it"
+        )  # DeepSpeed has stepped by now
         names = ", ".join(self.store.names[int(r)] for r in rows[:8])
         raise NonFiniteError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; no weight was changed by it. Its {len(rows)} rows "
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; {changed}. Its {len(rows)} rows "
             f"({names}{', ...' if len(rows) > 8 else ''}) are in {folder}. Lower train.learning_rate, use bfloat16 instead of float16, "
             "or look at these rows with sft preview"
         )

@@ -33,8 +33,8 @@ def faults_of(root: Path, cases: Sequence[str], processes: int = 2, start: str =
 
 def launch(processes: int, start: str, *command: str) -> str | None:
     """Start processes; the end of what they said if they failed."""
-    port = str(free_port())
-    environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    port, path = str(free_port()), os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | QUIET | {"PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if start == "torchrun":
         torchrun = ("-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}")
         words = [sys.executable, *torchrun, *command]
