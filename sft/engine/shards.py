@@ -3,9 +3,9 @@
 ::
 
     checkpoint-200/
-        weights/shard-00001-model-00001-of-00001.safetensors      rows 0 .. of every matrix, from the first process
-        weights/shard-00002-model-00001-of-00001.safetensors      the rows behind them, from the second
-        optimizer/shard-0000K-...                                 ``<parameter>.exp_avg`` and so on, likewise
+        weights/shard-00001-model-0000?-of-0000N.safetensors      rows 0 .. of every matrix, from the first process
+        weights/shard-00002-model-0000?-of-0000N.safetensors      the rows behind them, from the second
+        optimizer/shard-0000K-model-...                           ``<parameter>.exp_avg`` and so on, likewise
 
 Every tensor's place in the whole stands in the header of its file, so 4 processes read what 2 wrote, and one reads what 8 wrote. Reading
 and writing are those of torch.distributed.checkpoint in the format of safetensors: its own format keeps an index as a pickle. No process
@@ -33,7 +33,9 @@ from sft.errors import ResumeError, VerificationError
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 FILE_BYTES = 4 << 30
-"""Most bytes of one file of an export, and so of the main memory that it takes beyond the shards."""
+"""Most bytes of one file of an export, which the main process holds in main memory until it is full (a larger tensor has its own)."""
+SHARD_BYTES = 1 << 30
+"""About the bytes of one file of shards; each process holds one twice, as tensors and as bytes, while it writes it."""
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -56,10 +58,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.cpu()
 
 
-def write(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the shards of all processes; each writes its own. Collective."""
+def write(folder: Path, tensors: dict[str, Tensor], file_bytes: int = SHARD_BYTES) -> None:
+    """Write the shards of all processes; each writes its own, into files of about ``file_bytes``. Collective."""
     folder.mkdir(parents=True, exist_ok=True)
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    file_of, file, filled = {}, 1, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        size //= tensor.device_mesh.size() if isinstance(tensor, DTensor) else 1
+        if filled and filled + size > file_bytes:
+            file, filled = file + 1, 0
+        file_of[name] = file
+        filled += size
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=file_of, save_distributed=True)
     with _alone() as alone:
         save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer, no_dist=alone)
 
