@@ -201,7 +201,10 @@ class Sharded:
         elif self.is_fsdp_enabled and (folder / "optimizer.pt").is_file():
             shards.spread_optimizer(folder / "optimizer.pt", model, _bare(self.optimizer))
         elif self.is_fsdp_enabled:
-            raise ResumeError(f"{folder}: neither {shards.OPTIMIZER}/ nor optimizer.pt; it was not written by this program")
+            raise ResumeError(
+                f"{folder}: holds neither {shards.OPTIMIZER}/ nor optimizer.pt: an earlier version wrote it, which gathered its states; "
+                "go on with that version, or start a new output.dir"
+            )
         else:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
             return

@@ -78,14 +78,18 @@ def read(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors in place from the shards of any number of processes, or from an ordinary model folder. Collective.
 
     Raises:
-        ResumeError: a tensor that is not there, or has another shape.
+        ResumeError: a tensor that is not there, not whole, or has another shape.
     """
     targets = {name: tensor.detach() for name, tensor in tensors.items()}
+    found: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    for name in targets:  # else what lies in a lost file would stay as it was, without a word
+        if name in found and sum(piece.sizes.numel() for piece in found[name].chunks) != found[name].size.numel():
+            raise ResumeError(f"{folder}: pieces of {name} are missing; a file was lost, or is there twice")
     try:
         with _alone() as alone:
             load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise ResumeError(f"{folder}: cannot be read into this model: {' '.join(str(error).split())[:600]}") from error
+        raise ResumeError(f"{folder}: cannot be read into this model: {str(error).strip().splitlines()[-1]}") from error
 
 
 @contextmanager
