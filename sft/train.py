@@ -30,7 +30,7 @@ from sft.engine import checkpoints, manifest
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
-from sft.engine.sharding import forget_deepspeed, refuse_one_process
+from sft.engine.sharding import forget_deepspeed, refuse_alone
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
 from sft.model import adapters, merge, servable
@@ -103,7 +103,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     """
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
     refuse_missing_packages(recipe)
-    refuse_one_process(recipe, ranks.world)
+    refuse_alone(recipe, ranks.world, device_for_run())
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)

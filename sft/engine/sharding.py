@@ -24,12 +24,14 @@ from sft.recipe import Recipe
 log = logging.getLogger(__name__)
 
 
-def refuse_one_process(recipe: Recipe, world: int) -> None:
-    """Refuse to shard among one.
+def refuse_alone(recipe: Recipe, world: int, device: torch.device) -> None:
+    """Refuse to shard among one, and to offload from nowhere.
 
     Raises:
-        InputError: with both ways out.
+        InputError: with what to change.
     """
+    if recipe.train.cpu_offload and device.type != "cuda":
+        raise InputError("train.cpu_offload: there is no GPU to offload from; set it to false (--set train.cpu_offload=false)")
     if recipe.train.sharding != "none" and world == 1:
         raise InputError(
             f"train.sharding: {recipe.train.sharding} needs several processes and this is one; start with "
@@ -150,7 +152,7 @@ class Sharded:
             self._save(str(folder), state_dict=trained)  # type: ignore[attr-defined]
         elif self._partial is not None:
             shards.write(folder / shards.WEIGHTS, shards.named_weights(self.model))
-        elif getattr(self.model, "_weight_conversions", None):
+        elif _converted_on_loading(self.model):
             # transformers renames or joins weights of this family on loading; only with all of them can it take that back.
             self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))  # type: ignore[attr-defined]
         else:
@@ -160,7 +162,7 @@ class Sharded:
         """Compare what :meth:`save_model` wrote with the live model. Every rank must call it; returns the tensors compared."""
         live = self.adapter_state()  # type: ignore[attr-defined]
         self.accelerator.wait_for_everyone()
-        if live is None and self.is_fsdp_enabled and not getattr(self.model, "_weight_conversions", None):
+        if live is None and self.is_fsdp_enabled and not _converted_on_loading(self.model):
             return shards.verify_export(self.model, folder)
         if self.is_deepspeed_enabled:
             return shards.verify_gathered(self.model, folder, main=self.args.should_save)
@@ -220,6 +222,19 @@ class Sharded:
 
         drawn = np.random.SeedSequence([self.args.seed, self.state.global_step, self.args.process_index]).generate_state(1)
         set_seed(int(drawn[0]))
+
+
+def _converted_on_loading(model: Any) -> bool:
+    """Whether transformers renames or joins weights of this model when it loads them."""
+    found = getattr(model, "_weight_conversions", None)  # set by from_pretrained, also if there are none
+    if found is None:
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+
+            found = get_model_conversion_mapping(model, add_legacy=False)
+        except (ImportError, TypeError):  # moved since: take the way that is right for all
+            return True
+    return bool(found)
 
 
 def forget_deepspeed() -> None:

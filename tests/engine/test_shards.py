@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sft.engine import checkpoints, manifest, sharding, shards
 from sft.engine.stochastic_adamw import StochasticAdamW
-from sft.errors import ResumeError, VerificationError
+from sft.errors import InputError, ResumeError, VerificationError
 from tests.builders import LLAMA, tiny_model
+from tests.runs import tiny_recipe
 
 VOCABULARY = 200
 
@@ -158,6 +159,13 @@ def test_states_that_an_earlier_version_gathered_are_refused(tmp_path: Path) -> 
     trainer = SimpleNamespace(is_fsdp_enabled=True, model=None, accelerator=SimpleNamespace(unwrap_model=lambda model: model))
     with pytest.raises(ResumeError, match=r"holds neither optimizer/ nor optimizer\.pt: an earlier version wrote it"):
         sharding.Sharded._load_optimizer_and_scheduler(cast(Any, trainer), str(tmp_path))
+
+
+def test_there_must_be_a_gpu_to_offload_from(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run", train__sharding="fsdp", train__cpu_offload=True)
+    with pytest.raises(InputError, match=r"train\.cpu_offload: there is no GPU to offload from; set it to false"):
+        sharding.refuse_alone(recipe, 2, torch.device("cpu"))
+    sharding.refuse_alone(recipe, 2, torch.device("cuda"))
 
 
 def test_how_a_run_is_spread_may_change_and_is_listed(tmp_path: Path) -> None:
