@@ -30,7 +30,7 @@ from sft.engine import checkpoints, manifest
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
-from sft.engine.sharding import forget_deepspeed, refuse_alone
+from sft.engine.sharding import forget_deepspeed, refuse_alone, refuse_tied_adapters
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
 from sft.model import adapters, merge, servable
@@ -119,6 +119,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     isolation = _prove_isolation(recipe, loaded, tokenizer)
     screen.plan(plan, loaded.attention, isolation)
     model = _with_adapters(recipe, loaded)
+    refuse_tied_adapters(recipe, model)
     about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
     if loaded.commit is not None:  # a branch may move between a run and its resumption
         about["identity"]["recipe"]["model.commit"] = loaded.commit

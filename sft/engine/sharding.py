@@ -17,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from sft.engine import checkpoints, shards
-from sft.errors import InputError, ResumeError, RunError
+from sft.errors import InputError, ModelError, ResumeError, RunError
 from sft.model import adapters
 from sft.recipe import Recipe
 
@@ -36,6 +36,23 @@ def refuse_alone(recipe: Recipe, world: int, device: torch.device) -> None:
         raise InputError(
             f"train.sharding: {recipe.train.sharding} needs several processes and this is one; start with "
             "torchrun --nproc-per-node N -m sft train RECIPE, or set train.sharding: none (--set train.sharding=none)"
+        )
+
+
+def refuse_tied_adapters(recipe: Recipe, model: Any) -> None:
+    """Refuse what accelerate cannot shard: it takes a weight that is embedding and head for two of them where adapters are on the model.
+
+    Raises:
+        ModelError: with what to change.
+    """
+    if recipe.train.sharding != "fsdp" or recipe.lora is None:
+        return
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
+    if head is not None and head.weight is base.get_input_embeddings().weight:
+        raise ModelError(
+            "train.sharding: fsdp cannot shard adapters on a model whose output matrix is its embedding; set sharding: none "
+            "(--set train.sharding=none): each GPU then holds the base"
         )
 
 

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sft.engine import checkpoints, manifest, sharding, shards
 from sft.engine.stochastic_adamw import StochasticAdamW
-from sft.errors import InputError, ResumeError, VerificationError
+from sft.errors import InputError, ModelError, ResumeError, VerificationError
+from sft.model import adapters
 from tests.builders import LLAMA, tiny_model
 from tests.runs import tiny_recipe
 
@@ -166,6 +167,21 @@ def test_there_must_be_a_gpu_to_offload_from(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.cpu_offload: there is no GPU to offload from; set it to false"):
         sharding.refuse_alone(recipe, 2, torch.device("cpu"))
     sharding.refuse_alone(recipe, 2, torch.device("cuda"))
+
+
+def test_adapters_on_a_tied_model_are_not_sharded(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run", lora={"rank": 2, "alpha": 4}, train__sharding="fsdp")
+    assert recipe.lora is not None
+
+    def adapted(tied: bool) -> torch.nn.Module:
+        base = tiny_model(VOCABULARY, {**LLAMA, "tie_word_embeddings": tied})
+        return adapters.attach(base, recipe.lora, (), checkpointing=False, seed=0)  # type: ignore[arg-type]  # it has adapters
+
+    with pytest.raises(
+        ModelError, match=r"train\.sharding: fsdp cannot shard adapters on a model whose output matrix is its embedding"
+    ):
+        sharding.refuse_tied_adapters(recipe, adapted(True))
+    sharding.refuse_tied_adapters(recipe, adapted(False))
 
 
 def test_how_a_run_is_spread_may_change_and_is_listed(tmp_path: Path) -> None:

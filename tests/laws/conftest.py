@@ -25,8 +25,8 @@ FSDP: dict[str, Any] = {**KEPT, "train__sharding": "fsdp"}
 COMPILED: dict[str, Any] = {"train__compile": "on", "output__save_every": None}
 ONE: dict[str, Case] = {"one": (None, KEPT), "one_lora": (LORA, KEPT)}
 TWO: dict[str, Case] = {
-    "full": (None, TRAINED),
-    "lora": (LORA, TRAINED),
+    "full": (None, KEPT),
+    "lora": (LORA, KEPT),
     "fsdp": (None, {**FSDP, "output__drill": "on"}),
     "fsdp_lora": (LORA, {**FSDP, "output__drill": "on"}),
     "bfloat16": (None, {**FSDP, "model__dtype": "bfloat16", "train__optimizer": "adamw_stochastic"}),

@@ -74,7 +74,7 @@ def test_more_processes_go_on(ranks: Ranks, name: str) -> None:
     assert resumed == {"step": 2, "from": before, "to": {"world": 4, "sharding": "fsdp"}}
 
 
-@pytest.mark.parametrize("name", ["four", "fsdp_lora"])
+@pytest.mark.parametrize("name", ["four", "fsdp_lora", "full", "lora"])
 def test_one_process_goes_on(ranks: Ranks, name: str, tmp_path: Path) -> None:
     ranks.through(name)
     alone = stopped_at_2(ranks.root / name, tmp_path / "alone")
