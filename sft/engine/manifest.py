@@ -25,7 +25,18 @@ _FREE = (
     *("output.", "plan.", "data.cache_dir", "model.attention"),
     *("train.tokens_per_device", "train.tf32", "train.sharding", "train.cpu_offload"),
 )
-_PACKAGES = ("vicugna", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "bitsandbytes", "flash-attn")
+_PACKAGES = (
+    "vicugna",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "bitsandbytes",
+    "flash-attn",
+    "deepspeed",
+)
 
 
 def versions() -> dict[str, str]:

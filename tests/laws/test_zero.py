@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from sft.engine.metrics import read_metrics
 from sft.engine.sharding import deepspeed_config
+from sft.engine.trainer import PlannedTrainer
+from sft.errors import NonFiniteError
 from sft.train import run
 from tests.laws import record_law
 from tests.laws.conftest import TRAINED
@@ -29,6 +33,21 @@ def test_the_configuration_says_what_the_recipe_means(tmp_path: Path) -> None:
     mixed = deepspeed_config(tiny_recipe(tmp_path / "b", model__compute_dtype="bfloat16"), accumulation=1)
     assert mixed["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert "bf16" not in mixed
+
+
+@pytest.mark.parametrize(("deepspeed", "words"), [(True, "its weights are spoilt"), (False, "no weight was changed by it")])
+def test_a_loss_that_is_not_finite_says_what_became_of_the_weights(deepspeed: bool, words: str, tmp_path: Path) -> None:
+    """DeepSpeed takes its step before anybody sees the gradient."""
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=deepspeed,
+        state=SimpleNamespace(global_step=4),
+        plan=SimpleNamespace(steps=[[0]] * 5),
+        store=SimpleNamespace(names=["rows.jsonl:1"]),
+        args=SimpleNamespace(output_dir=str(tmp_path)),
+        is_world_process_zero=lambda: False,
+    )
+    with pytest.raises(NonFiniteError, match=rf"step 5: loss nan, gradient norm inf; {words}\. Its 1 rows \(rows\.jsonl:1\)"):
+        PlannedTrainer._stop_non_finite(cast(Any, trainer), float("nan"), float("inf"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
