@@ -347,10 +347,9 @@ def _finish(
     folder = run_dir / ("model" if recipe.lora is None else "adapter")
     partial = run_dir / f"{files.PARTIAL}{folder.name}"
     trainer.save_model(str(partial), _internal_call=True)
-    live = trainer.adapter_state()
+    if recipe.lora is not None or recipe.train.sharding != "none":
+        trainer.verify_saved_model(partial)
     if ranks.main:
-        if live is not None:
-            adapters.verify_saved(partial, live)
         servable.write_tokenizer(tokenizer, encoder, partial)
         servable.write_generation_config(encoder, tokenizer, partial)
         files.write_json(partial / "vicugna.json", {**about["serving"], **about})
