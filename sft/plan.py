@@ -237,13 +237,17 @@ def _candidates(recipe: Recipe) -> list[tuple[str, list[Settings]]]:
         sizes.append(size)
     adapters: Settings = {"lora.rank": 16, "lora.alpha": 32.0}
     half: Settings = {"model.dtype": "bfloat16", "model.compute_dtype": "bfloat16"}
-    unsharded: Settings = {"train.cpu_offload": False, "train.sharding": "none"} if recipe.train.sharding == "fsdp" else {}
+    unsharded: Settings = {"train.cpu_offload": False, "train.sharding": "none"} if recipe.train.sharding != "none" else {}
     frozen = recipe.lora is not None
     checks: list[tuple[bool, str, list[Settings]]] = [
         (bool(sizes), "the same result in smaller micro-batches", [{"train.tokens_per_device": s} for s in sizes]),
         (not recipe.train.gradient_checkpointing, "about a quarter more time", [{"train.gradient_checkpointing": True}]),
-        (recipe.train.optimizer == "adamw", "optimiser states in 8 bits", [{"train.optimizer": "adamw_8bit"}]),
         (recipe.plan.gpus > 1 and recipe.train.sharding == "none", "share it among the GPUs", [{"train.sharding": "fsdp"}]),
+        (
+            recipe.train.optimizer == "adamw" and recipe.train.sharding == "none",  # its states are not sharded
+            "optimiser states in 8 bits",
+            [{"train.optimizer": "adamw_8bit"}],
+        ),
         (not frozen, "adapters instead of all weights; they want a learning rate about ten times higher", [adapters]),
         (frozen and recipe.model.dtype == "float32", "the frozen base in half the bytes", [half]),
         (

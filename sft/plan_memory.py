@@ -254,7 +254,7 @@ def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load) -> MemoryPlan
     Autocast keeps a c-typed copy of float32 matrices until the backward pass is over them. DDP keeps gradient buckets.
     """
     train, gpus = recipe.train, recipe.plan.gpus
-    shards = gpus if train.sharding == "fsdp" else 1
+    shards = 1 if train.sharding == "none" else gpus
     trainable = trainable_parameters(recipe, shape)
     size = 4 if recipe.lora is not None else BYTES[recipe.model.dtype]
     fixed = _weights(recipe, shape, shards)

@@ -220,8 +220,8 @@ class TrainSection(Section):
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Orders the rows and initialises adapters and scratch models."""
-    sharding: Literal["none", "fsdp"] = "none"
-    """Over several GPUs: replicate (DDP) or shard weights, gradients and states (FSDP2)."""
+    sharding: Literal["none", "fsdp", "deepspeed"] = "none"
+    """Over several GPUs: replicate (DDP), or shard weights, gradients and states: FSDP2, or ZeRO-3 (DeepSpeed; full tuning, no checkpoints)."""
     cpu_offload: bool = False
     """Keep sharded weights and states in main memory."""
     tf32: bool = True
@@ -321,8 +321,8 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(
             ("model.quantization", "a quantised base can only be tuned with adapters: add a 'lora:' section, or set none")
         )
-    if model.quantization != "none" and train.sharding == "fsdp":
-        found.append(("train.sharding", "FSDP cannot shard a quantised base here; set sharding: none or quantization: none"))
+    if model.quantization != "none" and train.sharding != "none":
+        found.append(("train.sharding", "a quantised base cannot be sharded here; set sharding: none or quantization: none"))
     if model.attention == "eager" and train.batching == "flat":
         found.append(
             ("model.attention", "eager attention cannot separate the documents of a flat row; set train.batching: padded")
@@ -335,8 +335,15 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(
             ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
         )
-    if train.optimizer == "adamw_stochastic" and train.sharding == "fsdp":
-        found.append(("train.optimizer", "adamw_stochastic does not shard its states; set sharding: none, or adamw"))
+    if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
+        found.append(
+            (
+                "train.optimizer",
+                "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none",
+            )
+        )
+    if train.sharding == "deepspeed":
+        found += _deepspeed_disagreements(recipe)
     if train.compile == "on" and train.batching == "padded":
         found.append(
             ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
@@ -369,6 +376,33 @@ def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
     if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
         said = f"DoRA needs the base's weights, which peft cannot read from {model.quantization}; use nf4, or set dora: false"
         found.append(("lora.dora", said))
+    return found
+
+
+def _deepspeed_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    """What ZeRO-3 is not shown to do right here, each with the key to change."""
+    model, train = recipe.model, recipe.train
+    found: list[tuple[str, str]] = []
+    if recipe.lora is not None:
+        found.append(("train.sharding", "deepspeed is for full tuning here; set sharding: none or fsdp for adapters"))
+    if model.dtype != "float32" or model.compute_dtype == "float16":
+        found.append(
+            (
+                "model.dtype",
+                "deepspeed moves float32 weights here; set dtype: float32 with compute_dtype: bfloat16, or sharding: fsdp",
+            )
+        )
+    if train.optimizer != "adamw":
+        found.append(("train.optimizer", f"{train.optimizer} is not for sharding: deepspeed; set adamw, or sharding: fsdp"))
+    if train.compile == "on":
+        found.append(("train.compile", "ZeRO-3 fetches weights inside the layers; set compile: off, or sharding: fsdp"))
+    if recipe.output.save_every is not None:
+        found.append(
+            (
+                "output.save_every",
+                "DeepSpeed's checkpoints are pickles, which are neither written nor read here; set save_every: null, or sharding: fsdp",
+            )
+        )
     return found
 
 

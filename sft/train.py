@@ -30,6 +30,7 @@ from sft.engine import checkpoints, manifest
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
+from sft.engine.sharding import forget_deepspeed, refuse_alone, refuse_tied_adapters
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
 from sft.model import adapters, merge, servable
@@ -102,6 +103,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     """
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
     refuse_missing_packages(recipe)
+    refuse_alone(recipe, ranks.world, device_for_run())
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
@@ -117,11 +119,12 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     isolation = _prove_isolation(recipe, loaded, tokenizer)
     screen.plan(plan, loaded.attention, isolation)
     model = _with_adapters(recipe, loaded)
+    refuse_tied_adapters(recipe, model)
     about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
     if loaded.commit is not None:  # a branch may move between a run and its resumption
         about["identity"]["recipe"]["model.commit"] = loaded.commit
     if start is not None:
-        manifest.refuse_changes(start, about["identity"])
+        about["resumed"] = manifest.refuse_changes(start, about["identity"], about["plan"])
     if ranks.main:
         (run_dir / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
         files.write_json(run_dir / "run.json", about)
@@ -235,6 +238,7 @@ def _about(
             "steps": len(plan.steps),
             "accumulation": plan.accumulation,
             "world": plan.world,
+            "sharding": recipe.train.sharding,
             "fill": plan.fill(),
             "equation": plan.equation(),
         },
@@ -275,7 +279,7 @@ def _build_trainer(
         if len(prepared.holdout) == 0:
             return None
         found = evaluate_rows(
-            trainer.model_wrapped if recipe.train.sharding == "fsdp" else trainer.model,
+            trainer.model if recipe.train.sharding == "none" else trainer.model_wrapped,
             prepared.holdout,
             capacity=recipe.train.tokens_per_device,
             pad_id=tokenizer.pad_token_id if padded else None,
@@ -342,15 +346,16 @@ def _finish(
     folder = run_dir / ("model" if recipe.lora is None else "adapter")
     partial = run_dir / f"{files.PARTIAL}{folder.name}"
     trainer.save_model(str(partial), _internal_call=True)
-    live = trainer.adapter_state()
+    if recipe.lora is not None or recipe.train.sharding != "none":
+        trainer.verify_saved_model(partial)
     if ranks.main:
-        if live is not None:
-            adapters.verify_saved(partial, live)
         servable.write_tokenizer(tokenizer, encoder, partial)
         servable.write_generation_config(encoder, tokenizer, partial)
         files.write_json(partial / "vicugna.json", {**about["serving"], **about})
         files.publish(partial, folder)
-    for name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "accelerator"):
+    if recipe.train.sharding == "deepspeed":
+        forget_deepspeed()
+    for name in ("model", "model_wrapped", "deepspeed", "optimizer", "lr_scheduler", "accelerator"):
         with contextlib.suppress(AttributeError):
             delattr(trainer, name)
     ranks.wait()

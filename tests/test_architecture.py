@@ -70,6 +70,7 @@ WAY = (
 )
 # Library -> the only places that import it.
 DOORS = {
+    "deepspeed": ("sft/engine/shards.py",),
     "trl": ("sft/engine/trainer.py",),
     "peft": ("sft/model/",),
     "datasets": ("sft/data/sources.py", "sft/data/dataset.py"),

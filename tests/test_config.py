@@ -316,7 +316,7 @@ def test_no_meaning_is_made_up(key: str) -> None:
             "must be 'assistant', 'last' or 'all', got \"assistent\"; did you mean 'assistant'?",
         ),
         ("data.overflow", "xyz", "must be 'drop', 'truncate', 'split' or 'error', got \"xyz\""),
-        ("train.sharding", "true", "must be 'none' or 'fsdp', got true"),
+        ("train.sharding", "true", "must be 'none', 'fsdp' or 'deepspeed', got true"),
     ],
 )
 def test_literals_suggest(key: str, given: str, message: str) -> None:

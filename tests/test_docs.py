@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_recipe_reference", ROOT / "docs" / "build_recipe_reference.py")
+    return _module(ROOT / "docs" / "build_recipe_reference.py")
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,6 +36,13 @@ def test_the_recipe_references_are_up_to_date_and_explain_every_knob(page: str) 
     found = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert found == wanted[page], "run python docs/build_recipe_reference.py"
     assert re.findall(r"^\| `(\w+)` .*\|  \|$", found, re.M) == []
+
+
+def test_the_arithmetic_of_many_gpus_is_what_the_program_says() -> None:
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert _module(ROOT / "benchmarks" / "scale_arithmetic.py").filled(page) == page, (
+        "run python benchmarks/scale_arithmetic.py --write"
+    )
 
 
 def _reason_codes() -> tuple[set[str], set[str]]:

@@ -149,10 +149,10 @@ def test_several_gpus_shard_and_a_sharded_recipe_can_offload() -> None:
 def test_an_edit_that_did_not_help_is_tried_again_after_another() -> None:
     """Small micro-batches change nothing while gradients and states are the peak; once those are shared they do."""
     rows = prepared([512] * 64)
-    rec = big(plan__gpus=8, plan__gpu_memory_gib=11.0, train__examples_per_step=64)
+    rec = big(plan__gpus=8, plan__gpu_memory_gib=15.5, train__examples_per_step=64)
     assert settings(make_plan(rec, rows, llama_7b()))[-2:] == [
         "--set train.sharding=fsdp",
-        "--set train.tokens_per_device=1024",
+        "--set train.tokens_per_device=512",
     ]
 
 

@@ -273,7 +273,34 @@ def refusals(tmp_path: Path, *overrides: str) -> list[str]:
         ),
         (
             ["model.quantization=nf4", "train.sharding=fsdp", *LORA],
-            "train.sharding: FSDP cannot shard a quantised base here; set sharding: none or quantization: none",
+            "train.sharding: a quantised base cannot be sharded here; set sharding: none or quantization: none",
+        ),
+        (
+            ["train.optimizer=adamw_8bit", "train.sharding=fsdp"],
+            "train.optimizer: bitsandbytes' optimisers cannot take shards (FSDP2); "
+            "set adamw or adamw_stochastic, or sharding: none",
+        ),
+        (
+            ["train.sharding=deepspeed", *LORA],
+            "train.sharding: deepspeed is for full tuning here; set sharding: none or fsdp for adapters",
+        ),
+        (
+            ["train.sharding=deepspeed", "model.dtype=bfloat16"],
+            "model.dtype: deepspeed moves float32 weights here; "
+            "set dtype: float32 with compute_dtype: bfloat16, or sharding: fsdp",
+        ),
+        (
+            ["train.sharding=deepspeed", "train.optimizer=sgd"],
+            "train.optimizer: sgd is not for sharding: deepspeed; set adamw, or sharding: fsdp",
+        ),
+        (
+            ["train.sharding=deepspeed", "train.compile=on"],
+            "train.compile: ZeRO-3 fetches weights inside the layers; set compile: off, or sharding: fsdp",
+        ),
+        (
+            ["train.sharding=deepspeed", "output.save_every=5"],
+            "output.save_every: DeepSpeed's checkpoints are pickles, which are neither written nor read here; "
+            "set save_every: null, or sharding: fsdp",
         ),
         (
             ["model.attention=eager"],
@@ -395,6 +422,8 @@ def test_a_refusal_points_at_the_line_of_its_key(tmp_path: Path) -> None:
         ["model.quantization=float8", "model.dtype=bfloat16", *LORA],
         ["train.float8=true", "model.compute_dtype=bfloat16"],
         ["train.cpu_offload=true", "train.sharding=fsdp"],
+        ["train.optimizer=adamw_stochastic", "model.dtype=bfloat16", "train.sharding=fsdp"],
+        ["train.sharding=deepspeed", "model.compute_dtype=bfloat16"],
         ["train.epochs=null", "train.max_steps=5"],
         ["train.examples_per_step=null", "train.tokens_per_step=64"],
         NO_MODEL,

@@ -47,6 +47,11 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
+def world_of(checkpoint: Path) -> int:
+    """Processes that wrote a checkpoint: each leaves the state of its random numbers."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
 def remove_partial(run_dir: Path) -> None:
     """Remove what a killed run left half written."""
     for path in run_dir.glob(f"{PARTIAL}*"):

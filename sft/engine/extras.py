@@ -12,7 +12,7 @@ _BNB_OPTIMIZERS: Final = ("adamw_8bit", "paged_adamw_8bit")
 
 
 def refuse_missing_packages(recipe: Recipe) -> None:
-    """Refuse a recipe whose optimiser or trackers are not installed.
+    """Refuse a recipe whose optimiser, way of sharding or trackers are not installed.
 
     Raises:
         InputError: all that is missing, each with its key and the command that mends it.
@@ -20,6 +20,8 @@ def refuse_missing_packages(recipe: Recipe) -> None:
     needed: list[tuple[str, str, str, str]] = []
     if recipe.train.optimizer in _BNB_OPTIMIZERS:
         needed.append(("train.optimizer", recipe.train.optimizer, "bitsandbytes", "'vicugna[bnb]'"))
+    if recipe.train.sharding == "deepspeed":
+        needed.append(("train.sharding", "deepspeed", "deepspeed", "'vicugna[deepspeed]'"))
     needed += [("output.report_to", tracker, tracker, tracker) for tracker in recipe.output.report_to]
     missing = [
         f"{key}: {value} needs {package}: pip install {wanted}"

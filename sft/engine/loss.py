@@ -71,8 +71,9 @@ def _losses_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
         with torch.autocast(hidden.device.type, enabled=False):
             if hidden.dtype == torch.float16:  # a gradient that is not scaled before it is made may overflow in it for ever
                 logits = F.linear(hidden.flatten(0, -2), weight, bias).float()
-                return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100).reshape(1, 1, 1)
-            return head_loss(hidden.flatten(0, -2), weight, bias, targets).reshape(1, 1, 1)
+                return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100).repeat(1, 1, 1)
+            # repeated, not reshaped: FSDP2 warns of views, which may lose its hooks
+            return head_loss(hidden.flatten(0, -2), weight, bias, targets).repeat(1, 1, 1)
 
     head.forward = forward  # type: ignore[method-assign, assignment]  # in this instance, for this call
     try:

@@ -1,7 +1,7 @@
 """``run.json``: what a run was made of. It explains a run later, and guards its resumption.
 
 A checkpoint may be resumed only by the same recipe, data, template and tokenizer; what may differ is where things are written, how
-often, and how the same steps are cut into micro-batches.
+often, and how the same steps are cut into micro-batches and spread over processes. Who did which steps is recorded (``resumed``).
 """
 
 from __future__ import annotations
@@ -16,11 +16,27 @@ from typing import Any
 from sft.config import dotted, flatten
 from sft.data.dataset import Prepared
 from sft.data.tokenize import RowEncoder, fingerprint
+from sft.engine.checkpoints import step_of
 from sft.errors import ResumeError
 from sft.recipe import Recipe
 
-_FREE = ("output.", "plan.", "data.cache_dir", "train.tokens_per_device", "train.tf32", "model.attention")
-_PACKAGES = ("vicugna", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "bitsandbytes", "flash-attn")
+# Where things are written, and how the same steps are carried out: on how many processes, sharded or not, in which pieces.
+_FREE = (
+    *("output.", "plan.", "data.cache_dir", "model.attention"),
+    *("train.tokens_per_device", "train.tf32", "train.sharding", "train.cpu_offload"),
+)
+_PACKAGES = (
+    "vicugna",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "bitsandbytes",
+    "flash-attn",
+    "deepspeed",
+)
 
 
 def versions() -> dict[str, str]:
@@ -60,7 +76,7 @@ def _digests(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two identities, one line each: recipe keys with both values, then data, template, tokenizer."""
     lines = []
-    keys = sorted(set(old["recipe"]) | set(new["recipe"]))
+    keys = sorted(key for key in set(old["recipe"]) | set(new["recipe"]) if not key.startswith(_FREE))
     for key in keys:
         before, after = old["recipe"].get(key, "(absent)"), new["recipe"].get(key, "(absent)")
         if before != after:
@@ -76,8 +92,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def refuse_changes(checkpoint: Path, new: Mapping[str, Any]) -> None:
+def refuse_changes(checkpoint: Path, new: Mapping[str, Any], spread: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Refuse to resume what is not the same run.
+
+    Args:
+        checkpoint: to go on from.
+        new: identity of the run that wants to.
+        spread: ``world`` and ``sharding`` from here on.
+
+    Returns:
+        Every resumption so far with this one: ``step``, and what ``spread`` was before it (``from``) and is after it (``to``).
 
     Raises:
         ResumeError: no manifest in the checkpoint, or anything that changed, all of it listed.
@@ -85,9 +109,12 @@ def refuse_changes(checkpoint: Path, new: Mapping[str, Any]) -> None:
     path = checkpoint / "vicugna.json"
     if not path.is_file():
         raise ResumeError(f"{checkpoint}: no vicugna.json, so it cannot be known what this checkpoint was trained on")
-    changed = differences(json.loads(path.read_text(encoding="utf-8"))["identity"], new)
+    old = json.loads(path.read_text(encoding="utf-8"))
+    changed = differences(old["identity"], new)
     if changed:
         listed = "\n".join(f"  {line}" for line in changed)
         raise ResumeError(
             f"{checkpoint}: this checkpoint belongs to another run:\n{listed}\nundo these changes, or start a new output.dir"
         )
+    before = {"world": old["plan"]["world"], "sharding": old["plan"].get("sharding", "none")}
+    return [*old.get("resumed", []), {"step": step_of(checkpoint), "from": before, "to": {key: spread[key] for key in before}}]

@@ -10,6 +10,9 @@ A float32 becomes a bfloat16 by adding 16 random bits below its last kept bit an
 is cut (Gupta et al. 2015; for bfloat16 training Zamirai et al. 2020; torchao's optimisers do the same). Moments are kept in bfloat16. The
 second one is rounded likewise: it moves by a thousandth a step, which rounding to the nearest would lose as well; the first one by a tenth.
 
+The random bits of an entry are a hash of seed, step, parameter and the place of the entry in it. They are the same on one GPU and in the
+shards of many, whatever the order, and a run that goes on needs no generator's state for them.
+
 Bytes per parameter: 2 weight, 2 gradient, 2 + 2 moments = 8; with float32 weights, gradients and moments it is 16.
 """
 
@@ -22,17 +25,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) in float32 arithmetic over bfloat16 weights and moments, rounded stochastically.
 
-    Random bits come from the generator of the device, which a checkpoint holds: a resumed run takes the same steps. Parameters of other
-    types (float32) are updated exactly, with float32 moments.
+    Parameters of other types (float32) are updated exactly, with float32 moments. Of sharded ones each process moves its own rows.
 
     Args:
         params: parameters or groups of them.
         lr, betas, eps, weight_decay: as in :class:`torch.optim.AdamW`.
+        seed: of the rounding.
     """
 
     def __init__(
@@ -42,21 +47,26 @@ class StochasticAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._seed = seed
+        self._places: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter with a gradient."""
         out = None if closure is None else closure()
         for group in self.param_groups:
-            numbers: dict[int, Tensor] = {}
+            numbers: dict[int, tuple[Tensor, Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._step_of(weight, weight.grad, group, numbers)
         return out
 
-    def _step_of(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], numbers: dict[int, Tensor]) -> None:
+    def _step_of(
+        self, weight: Tensor, gradient: Tensor, group: dict[str, Any], numbers: dict[int, tuple[Tensor, Tensor]]
+    ) -> None:
         state = self.state[weight]
         if not state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
@@ -66,12 +76,69 @@ class StochasticAdamW(torch.optim.Optimizer):
             (beta1, beta2), rate = group["betas"], float(group["lr"])
             first, second = 1 - beta1**step, math.sqrt(1 - beta2**step)
             given = (beta1, beta2, rate / first, second, group["eps"], 1 - rate * group["weight_decay"])
-            numbers[step] = torch.tensor(given, dtype=torch.float32).to(weight.device, non_blocking=True)
-        flat = (tensor.view(-1) for tensor in (weight, state["exp_avg"], state["exp_avg_sq"]))  # so it does for all shapes
-        _compiled(weight.is_cuda)(*flat, gradient.reshape(-1), numbers[step])
+            key = _int32(_mixed_number(self._seed * 0x9E3779B1 + step))
+            device = _local(weight).device
+            numbers[step] = (
+                torch.tensor(given, dtype=torch.float32).to(device, non_blocking=True),
+                torch.tensor(key, dtype=torch.int32).to(device, non_blocking=True),
+            )
+        if weight not in self._places:
+            self._find_places()
+        flat = (_local(t).view(-1) for t in (weight, state["exp_avg"], state["exp_avg_sq"]))  # so it does for all shapes
+        if _local(weight).numel():
+            _compiled(_local(weight).is_cuda)(*flat, _local(gradient).reshape(-1), *numbers[step], self._places[weight])
+
+    def _find_places(self) -> None:
+        """Of each parameter: the place of its first entry here (a shard has rows ahead) and a number of its own, int32 on its device."""
+        parameters = [weight for group in self.param_groups for weight in group["params"]]
+        for number, weight in enumerate(parameters):
+            place = (_int32(_entries_ahead(weight)), _int32(_mixed_number(number + 1)))
+            self._places[weight] = torch.tensor(place, dtype=torch.int32, device=_local(weight).device)
 
 
-def _update(weight: Tensor, first: Tensor, second: Tensor, gradient: Tensor, scalars: Tensor) -> None:
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _entries_ahead(tensor: Tensor) -> int:
+    """Entries of a sharded tensor before those of this process."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    if tuple(tensor.placements) != (Shard(0),):
+        raise NotImplementedError(
+            f"adamw_stochastic shards by rows over one dimension of processes, not as {tensor.placements}"
+        )
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return int(offset[0]) * math.prod(tensor.shape[1:])
+
+
+def _mixed_number(number: int) -> int:
+    """An integer with its bits mixed, 0 to 2^32 - 1 (the finaliser of MurmurHash3)."""
+    number &= 0xFFFFFFFF
+    number = ((number ^ (number >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    number = ((number ^ (number >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return number ^ (number >> 16)
+
+
+def _int32(number: int) -> int:
+    """The signed 32-bit integer with the same lowest bits."""
+    return ((number + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+
+
+def _noise(count: int, key: Tensor, place: Tensor) -> Tensor:
+    """Random int32 of ``count`` entries from ``place`` on: the same mixing, over them all, with the step's key and the parameter's in it."""
+    begin, own = place.unbind()
+    bits = (
+        torch.arange(count, dtype=torch.int32, device=place.device) + begin
+    ) * -1640531527 + key  # 2^32 over the golden ratio
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * -2048144789 + (own ^ key)
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * -1028477387
+    return bits ^ ((bits >> 16) & 0xFFFF)
+
+
+def _update(
+    weight: Tensor, first: Tensor, second: Tensor, gradient: Tensor, scalars: Tensor, key: Tensor, place: Tensor
+) -> None:
     beta1, beta2, rate, correction, epsilon, decay = scalars.unbind()
     slope = gradient.float()
     mean = first.float() * beta1 + slope * (1 - beta1)
@@ -82,7 +149,7 @@ def _update(weight: Tensor, first: Tensor, second: Tensor, gradient: Tensor, sca
         weight.copy_(value)
         second.copy_(square)
         return
-    noise = torch.randint(-(1 << 31), 1 << 31, weight.shape, dtype=torch.int32, device=weight.device)  # one draw for both
+    noise = _noise(weight.numel(), key, place)  # one draw for both
     weight.copy_(rounded(value, noise & 65535))
     second.copy_(rounded(square, (noise >> 16) & 65535))
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -26,7 +25,7 @@ from sft import files
 from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
 from sft.data.store import RowStore
-from sft.engine import checkpoints, regional
+from sft.engine import checkpoints, regional, sharding
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
@@ -77,20 +76,9 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
         name = "gradient_checkpointing"
-    options: dict[str, Any] = {name: train.gradient_checkpointing}
+    options: dict[str, Any] = {name: train.gradient_checkpointing, **sharding.trainer_options(recipe, plan.accumulation)}
     if train.gradient_checkpointing:
         options[f"{name}_kwargs"] = {"use_reentrant": False}
-    if train.sharding == "fsdp":
-        options["fsdp"] = True
-        options["fsdp_config"] = {
-            "version": 2,
-            "reshard_after_forward": True,
-            "cpu_offload": train.cpu_offload,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "state_dict_type": "FULL_STATE_DICT",
-        }
-        # Reduced after every micro-batch, gradients add up in shards; left to the step's end, each rank would hold all of them.
-        options["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     arguments = SFTConfig(
         output_dir=output.dir,
         per_device_train_batch_size=1,
@@ -106,7 +94,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         adam_epsilon=train.epsilon,
         max_grad_norm=train.max_grad_norm,
         optim=optimizers.get(train.optimizer, train.optimizer),
-        bf16=mixed == "bfloat16",
+        bf16=mixed == "bfloat16" and train.sharding != "deepspeed",  # which has an autocast of its own
         fp16=mixed == "float16",
         tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
         neftune_noise_alpha=train.neftune_alpha,
@@ -132,14 +120,12 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     # One process drives one GPU. Where a host has more and torchrun did not start us, the trainer would wrap the model in DataParallel.
     assert arguments.device is not None  # finding the device counts the GPUs
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if train.sharding == "fsdp" and mixed != "float32":
-        # accelerate's own policy would also sum the gradients of the ranks in the type of the products
-        policy = MixedPrecisionPolicy(param_dtype=DTYPES[mixed], reduce_dtype=torch.float32, output_dtype=DTYPES[mixed])
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+    if train.sharding == "fsdp":
+        sharding.set_precision(arguments, DTYPES[mixed] if mixed != "float32" else None)
     return arguments
 
 
-class PlannedTrainer(SFTTrainer):
+class PlannedTrainer(sharding.Sharded, SFTTrainer):
     """An SFTTrainer whose steps, loss and checkpoints follow a :class:`~sft.data.packing.StepPlan`."""
 
     # compute_loss divides by the tokens of the whole step, so the trainer must not divide by A again.
@@ -165,7 +151,7 @@ class PlannedTrainer(SFTTrainer):
         super().__init__(train_dataset=running_numbers(len(batches)), data_collator=batches, **kwargs)
         if recipe.train.optimizer == "adamw_stochastic":
             train = recipe.train
-            options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon}
+            options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon, "seed": train.seed}
             self.optimizer_cls_and_kwargs = (StochasticAdamW, options)
         self.remove_callback(PrinterCallback)  # our bar shows the records
         if recipe.lora is not None:
@@ -214,9 +200,12 @@ class PlannedTrainer(SFTTrainer):
             files.write_json(
                 folder / "rows.json", {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "rows": list(subset.names)}
             )
+        changed = (
+            "its weights are spoilt" if self.is_deepspeed_enabled else "no weight was changed by it"
+        )  # DeepSpeed has stepped by now
         names = ", ".join(self.store.names[int(r)] for r in rows[:8])
         raise NonFiniteError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; no weight was changed by it. Its {len(rows)} rows "
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; {changed}. Its {len(rows)} rows "
             f"({names}{', ...' if len(rows) > 8 else ''}) are in {folder}. Lower train.learning_rate, use bfloat16 instead of float16, "
             "or look at these rows with sft preview"
         )
@@ -358,31 +347,11 @@ class PlannedTrainer(SFTTrainer):
                 f"{4 * needed / 2**30:.1f} GiB; free some space or move output.dir"
             )
         self.save_model(str(folder), _internal_call=True)
-        live = self.adapter_state()
+        log.info("save-and-reload drill: %d tensors equal", self.verify_saved_model(folder))
+        self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            if live is not None:
-                count = adapters.verify_saved(folder, live)
-            else:
-                count = checkpoints.verify_weights(folder, self.accelerator.unwrap_model(self.model))
-            log.info("save-and-reload drill: %d tensors equal", count)
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
-
-    def check_sharding(self) -> None:
-        """Refuse to call a run FSDP that is not: on CPU the trainer quietly falls back to DDP.
-
-        Raises:
-            RunError: the recipe asks for FSDP and the parameters are not sharded.
-        """
-        if self.recipe.train.sharding != "fsdp":
-            return
-        from torch.distributed.tensor import DTensor
-
-        if not any(isinstance(p, DTensor) for p in self.model.parameters()):
-            raise RunError(
-                "train.sharding: fsdp, but the parameters were not sharded (one process, or no GPU); start with "
-                "torchrun --nproc-per-node N -m sft train RECIPE on GPUs, or set train.sharding: none"
-            )
 
 
 class _AtStart(TrainerCallback):

@@ -96,9 +96,15 @@ def _check_targets(model: PreTrainedModel, section: LoraSection) -> None:
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that belong into the adapter file, by the names they have there. Under FSDP every rank must call this."""
+    return {key: _whole(tensor) for key, tensor in live_adapter(model).items()}
+
+
+def live_adapter(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The same tensors as they lie in the model, sharded or not."""
     from peft import get_peft_model_state_dict
 
-    return {key: _whole(tensor) for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return found
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,13 @@ def test_all_that_is_missing_is_named_and_nothing_is_written(tmp_path: Path, mon
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_deepspeed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path / "run", train__sharding="deepspeed")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(InputError, match=r"train\.sharding: deepspeed needs deepspeed: pip install 'vicugna\[deepspeed\]'"):
+        refuse_missing_packages(recipe)
+
+
 def test_what_is_not_asked_for_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path / "run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
