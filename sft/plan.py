@@ -17,7 +17,8 @@ import pydantic
 from sft.config import require
 from sft.data.packing import StepPlan, plan_steps
 from sft.plan_memory import Load, MemoryPlan, ModelShape, memory_estimate, model_shape, short, trainable_parameters
-from sft.recipe import PlanSection, Recipe
+from sft.recipe import Recipe
+from sft.recipe_plan import PlanSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -142,7 +143,7 @@ def lay_out(recipe: Recipe, prepared: Prepared) -> StepPlan:
         max_steps=train.max_steps,
         examples_per_step=train.examples_per_step,
         tokens_per_step=train.tokens_per_step,
-        tokens_per_device=train.tokens_per_device,
+        tokens_per_device=recipe.row_tokens,
         max_length=recipe.data.max_length,
         world=recipe.plan.gpus,
         padded=train.batching == "padded",
@@ -231,7 +232,7 @@ def _edited(recipe: Recipe, settings: Settings) -> Recipe | None:
 
 def _candidates(recipe: Recipe) -> list[tuple[str, list[Settings]]]:
     """What helps, least costly first: why, and the alternatives of which the first that fits (else the last) is taken."""
-    sizes, size = [], recipe.train.tokens_per_device
+    sizes, size = [], recipe.row_tokens
     while size > recipe.data.max_length:
         size = max(size // 2, recipe.data.max_length)
         sizes.append(size)
@@ -261,7 +262,7 @@ def suggest(recipe: Recipe, prepared: Prepared, shape: ModelShape) -> tuple[Sugg
     loads: dict[int, Load] = {}
 
     def estimate(changed: Recipe) -> MemoryPlan:
-        size = changed.train.tokens_per_device
+        size = changed.row_tokens
         if size not in loads:
             loads[size] = fullest(lay_out(changed, prepared))
         return memory_estimate(changed, shape, loads[size])

@@ -5,6 +5,7 @@ A recipe is one flat YAML file::
     model:    what is tuned            template: how a conversation becomes text
     data:     which rows               train:    how it is tuned
     lora:     (optional) adapters      output:   what is kept
+    memory:   (optional) what a GPU may hold
     plan:     (optional) prices and powers for ``sft plan``
 
 A knob exists once, here; every verb reads this and nothing else.
@@ -20,7 +21,10 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from sft.config import Document, KeyedError, KeyedErrors, Section, dotted, flatten, load
+from sft.recipe_plan import MemorySection, PlanSection
 
+UNMEASURED = 4096
+"""Tokens of a micro-batch under ``tokens_per_device: auto`` where no GPU is measured."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 FormatName = Literal[
     "auto",
@@ -189,8 +193,9 @@ class TrainSection(Section):
     """Rows per optimiser step over all GPUs: exactly this many, as the padded recipe would draw."""
     tokens_per_step: int | None = Field(default=None, ge=1)
     """At most this many tokens per optimiser step, instead of ``examples_per_step``."""
-    tokens_per_device: int = Field(ge=8)
-    """Most tokens of one micro-batch on one GPU: this sets the memory, never the result."""
+    tokens_per_device: int | Literal["auto"]
+    """Most tokens of one micro-batch on one GPU: this sets the memory, never the result. ``auto``: as many as is fastest in the memory there
+    is, measured before the first step."""
     batching: Literal["flat", "padded"] = "flat"
     """One row of documents without padding, or a padded rectangle for backends that need it."""
     learning_rate: float = Field(gt=0.0, lt=1.0)
@@ -214,8 +219,9 @@ class TrainSection(Section):
     """Added to the root of the second moment."""
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Clip the gradient norm to this; 0 does not clip."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    gradient_checkpointing: bool | int | Literal["auto"] = False
+    """Recompute activations in the backward pass: less memory, about a quarter more time. A number: of the first so many layers only. ``auto``:
+    of as few layers as the memory allows, measured before the first step."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -228,6 +234,14 @@ class TrainSection(Section):
     """Let float32 products on Ampere and newer use TF32; no effect elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile each layer once for rows of any length; ``auto`` does for flat rows of 100 steps and more on one GPU, quantised bases apart."""
+
+    @pydantic.field_validator("tokens_per_device", "gradient_checkpointing")
+    @classmethod
+    def _enough(cls, value: int | str, info: pydantic.ValidationInfo) -> int | str:
+        least = 8 if info.field_name == "tokens_per_device" else 1
+        if type(value) is int and value < least:
+            raise ValueError(f"must be at least {least}, got {value}")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSection:
@@ -265,23 +279,6 @@ class OutputSection(Section):
     """Trackers of the trainer, besides metrics.jsonl."""
 
 
-class PlanSection(Section):
-    gpus: int = Field(default=1, ge=1)
-    """GPUs to plan for."""
-    gpu_memory_gib: float = Field(default=80.0, gt=0)
-    """Memory of one GPU."""
-    tokens_per_second: float | None = Field(default=None, gt=0)
-    """Over all GPUs; null leaves time, money and energy out unless probed."""
-    price_per_gpu_hour: float | None = Field(default=None, ge=0)
-    """Money per GPU and hour, in whatever currency you pay."""
-    watts_per_gpu: float = Field(default=400.0, gt=0)
-    """Power of one GPU under load."""
-    pue: float = Field(default=1.1, ge=1.0)
-    """Data centre power over machine power."""
-    grid_kg_per_kwh: float = Field(default=0.385, ge=0.0)
-    """CO2 equivalent per kWh (0.385 is the figure of the LLaMA paper)."""
-
-
 class Recipe(Section):
     """A whole run. The order of the fields is the order of the file."""
 
@@ -291,6 +288,7 @@ class Recipe(Section):
     lora: LoraSection | None = None
     train: TrainSection
     output: OutputSection
+    memory: MemorySection = Field(default_factory=MemorySection)
     plan: PlanSection = Field(default_factory=PlanSection)
 
     @pydantic.model_validator(mode="after")
@@ -300,12 +298,23 @@ class Recipe(Section):
             raise KeyedErrors(found)
         return self
 
+    @property
+    def row_tokens(self) -> int:
+        """``train.tokens_per_device``, or what ``auto`` is where no GPU is measured: :data:`UNMEASURED`, or the longest row."""
+        size = self.train.tokens_per_device
+        return max(UNMEASURED, self.data.max_length) if isinstance(size, str) else size
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the memory planner has anything to choose."""
+        return "auto" in (self.train.tokens_per_device, self.train.gradient_checkpointing)
+
 
 def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
     """Refusals that need two sections, each with the key to change."""
     model, train, data, lora = recipe.model, recipe.train, recipe.data, recipe.lora
     found: list[tuple[str, str]] = []
-    if data.max_length > train.tokens_per_device:
+    if data.max_length > recipe.row_tokens:
         found.append(
             (
                 "train.tokens_per_device",
@@ -339,6 +348,16 @@ def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(
             ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
         )
+    if train.sharding == "fsdp" and recipe.automatic:
+        found.append(
+            (
+                "train.sharding",
+                "memory is measured before the weights are sharded, so auto cannot be answered under fsdp; "
+                "give tokens_per_device and gradient_checkpointing",
+            )
+        )
+    if train.sharding == "fsdp" and type(train.gradient_checkpointing) is int:
+        found.append(("train.gradient_checkpointing", "a number of layers is for sharding: none; set true or false under fsdp"))
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
     if lora is not None and lora.dora and model.quantization == "int8":

@@ -157,7 +157,7 @@ def step_plan(recipe: Recipe, prepared: Prepared, world: int) -> StepPlan:
         max_steps=train.max_steps,
         examples_per_step=train.examples_per_step,
         tokens_per_step=train.tokens_per_step,
-        tokens_per_device=train.tokens_per_device,
+        tokens_per_device=recipe.row_tokens,
         max_length=recipe.data.max_length,
         world=world,
         padded=train.batching == "padded",
@@ -278,7 +278,7 @@ def _build_trainer(
         found = evaluate_rows(
             trainer.model_wrapped if recipe.train.sharding == "fsdp" else trainer.model,
             prepared.holdout,
-            capacity=recipe.train.tokens_per_device,
+            capacity=recipe.row_tokens,
             pad_id=tokenizer.pad_token_id if padded else None,
             dtype=dtype,
             rank=ranks.rank,
