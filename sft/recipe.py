@@ -305,6 +305,11 @@ class Recipe(Section):
         return max(UNMEASURED, self.data.max_length) if isinstance(size, str) else size
 
     @property
+    def evaluation_tokens(self) -> int:
+        """Most tokens of an evaluation batch: no more than a micro-batch, nor than :data:`UNMEASURED` or a row, as its logits are whole."""
+        return min(self.row_tokens, max(UNMEASURED, self.data.max_length))
+
+    @property
     def automatic(self) -> bool:
         """Whether the memory planner has anything to choose."""
         return "auto" in (self.train.tokens_per_device, self.train.gradient_checkpointing)

@@ -26,7 +26,7 @@ from sft import files
 from sft.data.dataset import Prepared, prepare
 from sft.data.packing import StepPlan, plan_steps
 from sft.data.tokenize import RowEncoder
-from sft.engine import checkpoints, manifest
+from sft.engine import checkpoints, manifest, memory
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
@@ -113,17 +113,19 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     if recipe.model.scratch is not None:
         disable_progress_bar()  # of single shards; a model of any size keeps it
     loaded = load_model(recipe, tokenizer, device)
-    plan = step_plan(recipe, prepared, ranks.world)
-    isolation = _prove_isolation(recipe, loaded, tokenizer)
-    screen.plan(plan, loaded.attention, isolation)
-    model = _with_adapters(recipe, loaded)
-    about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
-    if loaded.commit is not None:  # a branch may move between a run and its resumption
-        about["identity"]["recipe"]["model.commit"] = loaded.commit
+    identity = manifest.identity(recipe, prepared, encoder, tokenizer, loaded.commit)
     if start is not None:
-        manifest.refuse_changes(start, about["identity"])
+        manifest.refuse_changes(start, identity)
+    isolation = _prove_isolation(recipe, loaded, tokenizer)
+    model, written = _with_adapters(recipe, loaded), recipe
+    recipe, chosen = memory.settle_run(
+        recipe, model, prepared.train, tokenizer.pad_token_id, lambda r: step_plan(r, prepared, ranks.world), start, ranks.world
+    )
+    plan = step_plan(recipe, prepared, ranks.world)
+    screen.plan(plan, loaded.attention, isolation, chosen)
+    about = _about(identity, prepared, plan, encoder, [*repairs, *loaded.repairs], isolation, chosen)
     if ranks.main:
-        (run_dir / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
+        (run_dir / "recipe.yaml").write_text(_as_yaml(written), encoding="utf-8")
         files.write_json(run_dir / "run.json", about)
 
     trainer = _build_trainer(recipe, prepared, plan, model, tokenizer, about, run_dir, start, ranks, screen)
@@ -205,7 +207,7 @@ def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
     """What is trained: the model itself, or the recipe's adapters on it."""
     if recipe.lora is None:
         return loaded.model
-    checkpointing, seed = recipe.train.gradient_checkpointing, recipe.train.seed
+    checkpointing, seed = recipe.train.gradient_checkpointing is True, recipe.train.seed
     return adapters.attach(loaded.model, recipe.lora, loaded.new_rows, checkpointing=checkpointing, seed=seed)
 
 
@@ -220,16 +222,16 @@ def _prove_isolation(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokeni
 
 
 def _about(
-    recipe: Recipe,
+    identity: dict[str, Any],
     prepared: Prepared,
     plan: StepPlan,
     encoder: RowEncoder,
-    tokenizer: PreTrainedTokenizerBase,
     repairs: list[str],
     isolation: dict[str, float],
+    chosen: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return {
-        "identity": manifest.identity(recipe, prepared, encoder, tokenizer),
+        "identity": identity,
         "versions": manifest.versions(),
         "data": {key: value for key, value in prepared.report.items() if key != "inputs"},
         "plan": {
@@ -239,6 +241,7 @@ def _about(
             "fill": plan.fill(),
             "equation": plan.equation(),
         },
+        "memory": chosen,
         "serving": servable.serving_record(encoder),
         "repairs": repairs,
         "isolation": isolation,
@@ -278,7 +281,7 @@ def _build_trainer(
         found = evaluate_rows(
             trainer.model_wrapped if recipe.train.sharding == "fsdp" else trainer.model,
             prepared.holdout,
-            capacity=recipe.row_tokens,
+            capacity=recipe.evaluation_tokens,
             pad_id=tokenizer.pad_token_id if padded else None,
             dtype=dtype,
             rank=ranks.rank,

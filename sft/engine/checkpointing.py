@@ -36,7 +36,9 @@ def checkpoint_first(model: nn.Module, count: int) -> None:
     """
     layers = decoder_layers(model)
     if count > len(layers):
-        raise ModelError(f"train.gradient_checkpointing: {count} layers, but the model has {len(layers)}; lower it, or set true")
+        raise ModelError(
+            f"train.gradient_checkpointing: {count} layers, but the model has {len(layers)}; lower it, or set true"
+        )
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
     new = hasattr(base, "activation_checkpointing_enable")  # transformers 5.20 renamed it
     if not count:
