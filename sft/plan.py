@@ -16,8 +16,10 @@ import pydantic
 
 from sft.config import require
 from sft.data.packing import StepPlan, plan_steps
+from sft.plan_choice import by_estimate, fullest
 from sft.plan_memory import Load, MemoryPlan, ModelShape, memory_estimate, model_shape, short, trainable_parameters
-from sft.recipe import PlanSection, Recipe
+from sft.recipe import Recipe
+from sft.recipe_plan import PlanSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -98,7 +100,8 @@ class TimePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is known about a run before it starts. ``trainable`` counts parameters; ``inputs`` are the recipe's prices."""
+    """All that is known about a run before it starts. ``trainable`` counts parameters; ``inputs`` are the recipe's prices; ``choice``
+    says what ``auto`` is estimated to become."""
 
     data: DataPlan
     model: ModelShape
@@ -108,6 +111,7 @@ class Plan:
     time: TimePlan
     inputs: PlanSection
     warnings: tuple[str, ...]
+    choice: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the names of the linear layers are left out."""
@@ -142,26 +146,20 @@ def lay_out(recipe: Recipe, prepared: Prepared) -> StepPlan:
         max_steps=train.max_steps,
         examples_per_step=train.examples_per_step,
         tokens_per_step=train.tokens_per_step,
-        tokens_per_device=train.tokens_per_device,
+        tokens_per_device=recipe.row_tokens,
         max_length=recipe.data.max_length,
         world=recipe.plan.gpus,
         padded=train.batching == "padded",
     )
 
 
-def fullest(steps: StepPlan) -> Load:
-    """The largest micro-batch of a run in positions, in learnt tokens and in its longest row (not always the same one)."""
-    tokens = trained = longest = 1
-    for step in range(len(steps.steps)):
-        for part in range(steps.accumulation * steps.world):
-            rows = steps.micro_batch(step, *divmod(part, steps.world))
-            if not len(rows):
-                continue
-            lengths = steps.lengths[rows]
-            widest = int(lengths.max())
-            tokens = max(tokens, widest * len(rows) if steps.padded else int(lengths.sum()))
-            trained, longest = max(trained, int(steps.trained[rows].sum())), max(longest, widest)
-    return Load(tokens, trained, longest, steps.accumulation)
+def _compiled(recipe: Recipe, steps: int) -> bool:
+    """Whether the planned GPU will compile the layers."""
+    import torch
+
+    from sft.engine.regional import wanted
+
+    return wanted(recipe, steps, torch.device("cuda"))
 
 
 def _padding_waste(steps: StepPlan) -> float:
@@ -231,7 +229,7 @@ def _edited(recipe: Recipe, settings: Settings) -> Recipe | None:
 
 def _candidates(recipe: Recipe) -> list[tuple[str, list[Settings]]]:
     """What helps, least costly first: why, and the alternatives of which the first that fits (else the last) is taken."""
-    sizes, size = [], recipe.train.tokens_per_device
+    sizes, size = [], recipe.row_tokens
     while size > recipe.data.max_length:
         size = max(size // 2, recipe.data.max_length)
         sizes.append(size)
@@ -263,12 +261,13 @@ def _candidates(recipe: Recipe) -> list[tuple[str, list[Settings]]]:
 def suggest(recipe: Recipe, prepared: Prepared, shape: ModelShape) -> tuple[Suggestion, ...]:
     """Edits that make the run fit, each re-planned on top of those before; the last one fits, or nothing here does."""
     loads: dict[int, Load] = {}
+    steps = len(lay_out(recipe, prepared).steps)
 
     def estimate(changed: Recipe) -> MemoryPlan:
-        size = changed.train.tokens_per_device
+        size = changed.row_tokens
         if size not in loads:
             loads[size] = fullest(lay_out(changed, prepared))
-        return memory_estimate(changed, shape, loads[size])
+        return memory_estimate(changed, shape, loads[size], compiled=_compiled(changed, steps))
 
     out: list[Suggestion] = []
     current = estimate(recipe)
@@ -368,9 +367,13 @@ def make_plan(
     """
     probed = probed_tokens_per_second
     require(probed is None or probed > 0, f"probed tokens per second must be positive, got {probed}")
-    shape, steps = model_shape(config), lay_out(recipe, prepared)
+    shape, choice = model_shape(config), None
+    if recipe.automatic:
+        choice = by_estimate(recipe, shape, lambda edited: lay_out(edited, prepared), lambda steps: _compiled(recipe, steps))
+        recipe = choice.applied(recipe)
+    steps = lay_out(recipe, prepared)
     data = _data_plan(prepared, steps, bool(recipe.data.holdout_sources))
-    memory = memory_estimate(recipe, shape, fullest(steps))
+    memory = memory_estimate(recipe, shape, fullest(steps), compiled=_compiled(recipe, len(steps.steps)))
     return Plan(
         data=data,
         model=shape,
@@ -380,4 +383,5 @@ def make_plan(
         time=_time_plan(recipe, shape, steps, data, probed),
         inputs=recipe.plan,
         warnings=_warnings(recipe, steps, prepared, config),
+        choice=None if choice is None else str(choice),
     )

@@ -237,7 +237,28 @@ def _states(recipe: Recipe, trainable: int, size: int, shards: int) -> Part:
     return _part("optimiser states", trainable * each / shards, f"{short(trainable)} x {each:g} bytes / {shards}")
 
 
-def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load) -> MemoryPlan:
+def compiled_bytes(recipe: Recipe, shape: ModelShape) -> float:
+    """Bytes kept per token and decoder layer if layers are compiled: what elementwise kernels make is made again, not kept.
+
+    r bytes of the residual stream, c of the products::
+
+        c H + 2 r H + (2 h + 2 h_kv) D c + 3 F c      one norm's output, both residuals; q, k, v, output; gate, up, their product
+
+    A LLaMA of 7B in bfloat16: 123 kB. Fitted to peaks measured on one H200 with torch 2.11 (70.9 GiB full, 8,192 tokens and A = 1; 46.1 and
+    74.8 GiB under LoRA with 8,192 and 16,384), not derived; in other types not measured.
+    """
+    r, c, _ = _types(recipe)
+    width = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return (c + 2 * r) * shape.hidden + (width + (3 if shape.gated else 2) * shape.ffn) * c
+
+
+def checkpointed_layers(recipe: Recipe, shape: ModelShape) -> int:
+    """Layers whose activations are recomputed, from the first on. An unanswered ``auto`` counts as false."""
+    asked = recipe.train.gradient_checkpointing
+    return 0 if isinstance(asked, str) else shape.layers if asked is True else min(int(asked), shape.layers)
+
+
+def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load, *, compiled: bool = False) -> MemoryPlan:
     """Estimate the memory of one GPU, part by part. An estimate: kernels, fusion and the allocator move it by some percent.
 
     Three moments compete, and the fullest one is reported. A gradient is made when its layer's activations are freed, so with one
@@ -247,10 +268,11 @@ def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load) -> MemoryPlan
         backward, first layer          activations of all layers            (+ gradients if A > 1)
         backward, last layer           activations of one layer + gradients
 
-    With checkpointing "of all layers" is one hidden state each, and from the backward pass on one layer recomputed. Logits exist for
-    learnt positions and a stretch of the vocabulary at a time: 4 + c bytes each (float32, and their gradient), and where there are several
-    stretches a float32 sum of the hidden states' gradient (:mod:`sft.engine.head_loss`). A padded batch projects every position onto all of V,
-    c + 4 + 4 bytes each for the learnt ones (product, its float32 log-softmax, gradient).
+    With checkpointing "of all layers" is one hidden state each of those recomputed, and from the backward pass on one layer recomputed.
+    Logits exist for learnt positions and a stretch of the vocabulary at a time: 4 + c bytes each (float32, and their gradient), and where there
+    are several stretches a float32 sum of the hidden states' gradient (:mod:`sft.engine.head_loss`).
+    A padded batch projects every position onto all of V, c + 4 + 4 bytes each for the learnt ones (product, its float32 log-softmax, gradient).
+    ``compiled``: layers are compiled (:func:`compiled_bytes`).
     Autocast keeps a c-typed copy of float32 matrices until the backward pass is over them. DDP keeps gradient buckets.
     """
     train, gpus = recipe.train, recipe.plan.gpus
@@ -268,25 +290,32 @@ def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load) -> MemoryPlan
         gradients = Part("gradients", 0.0, "in main memory (cpu_offload)")
     early = gradients if load.accumulation > 1 else Part("gradients", 0.0, "made while activations are freed (A = 1)")
     moments: dict[str, list[Part]] = {
-        "at the loss": [early, *_activations(recipe, shape, load, "loss"), _logits(recipe, shape, load)],
-        "in the backward pass, at its first layer": [early, *_activations(recipe, shape, load, "first")],
-        "in the backward pass, at its last layer": [gradients, *_activations(recipe, shape, load, "last")],
+        "at the loss": [early, *_activations(recipe, shape, load, "loss", compiled), _logits(recipe, shape, load)],
+        "in the backward pass, at its first layer": [early, *_activations(recipe, shape, load, "first", compiled)],
+        "in the backward pass, at its last layer": [gradients, *_activations(recipe, shape, load, "last", compiled)],
     }
     moment = max(moments, key=lambda name: sum(part.gib for part in moments[name]))
     parts = (*fixed, *moments[moment], Part("CUDA context, fragmentation", OVERHEAD_GIB, "a constant, not derived"))
     total = sum(part.gib for part in parts)
-    return MemoryPlan(parts, moment, total, recipe.plan.gpu_memory_gib, total <= recipe.plan.gpu_memory_gib)
+    capacity, budget = recipe.plan.gpu_memory_gib, recipe.memory.budget_bytes
+    if budget is not None:
+        capacity = min(capacity, budget / _GIB + OVERHEAD_GIB)
+    return MemoryPlan(parts, moment, total, capacity, total <= capacity)
 
 
-def _activations(recipe: Recipe, shape: ModelShape, load: Load, moment: str) -> list[Part]:
+def _activations(recipe: Recipe, shape: ModelShape, load: Load, moment: str, compiled: bool) -> list[Part]:
     """What autograd keeps, and autocast's copies of float32 matrices, at one of the three moments."""
     r, c, autocast = _types(recipe)
-    each, n, layers = activation_bytes(recipe, shape, load.longest), load.tokens, shape.layers
-    if recipe.train.gradient_checkpointing:
-        held = 1 if moment == "last" else layers
-        now = 0.0 if moment == "loss" else each
+    each = compiled_bytes(recipe, shape) if compiled else activation_bytes(recipe, shape, load.longest)
+    n, layers, recomputed = load.tokens, shape.layers, checkpointed_layers(recipe, shape)
+    if recomputed:
+        held = 1 if moment == "last" else recomputed
+        kept = 0 if moment == "last" else layers - recomputed
+        now = 0.0 if moment == "loss" or kept else each  # what the kept layers held makes room for the one that is recomputed
         equation = f"{n:,} tokens x ({held} x {r * shape.hidden:,} bytes kept + {now:,.0f} recomputed)"
-        parts = [_part("activations", n * (held * r * shape.hidden + now), equation)]
+        if kept:
+            equation = f"{n:,} tokens x ({held} layers x {r * shape.hidden:,} bytes + {kept} layers x {each:,.0f})"
+        parts = [_part("activations", n * (held * r * shape.hidden + kept * each + now), equation)]
         cached = moment == "loss" and recipe.lora is None  # autocast caches copies of trainable weights until the forward ends
     else:
         held = 1 if moment == "last" else layers

@@ -71,6 +71,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     kinds = f"{short(m.embeddings)} embeddings + {head} + {short(m.linear)} linear + {short(m.norms)} norms"
     share = f"{plan.trainable / m.total:.3%} = {plan.trainable:,} / {m.total:,}"
     table("Parameters", [("all", f"{m.total:,} = {kinds}"), ("trainable", share)])
+    if plan.choice is not None:
+        table("Chosen for auto (estimated; a run measures before its first step)", [("setting", plan.choice)])
     parts = [(part.name, f"{part.gib:,.1f} GiB", part.equation) for part in memory.parts]
     verdict = f"{'fits' if memory.fits else 'does NOT fit'} in {memory.capacity_gib:g} GiB; fullest {memory.moment}"
     table("Memory of one GPU (estimated)", [*parts, ("total", f"{memory.total_gib:,.1f} GiB", verdict)])

@@ -5,6 +5,7 @@ A recipe is one flat YAML file::
     model:    what is tuned            template: how a conversation becomes text
     data:     which rows               train:    how it is tuned
     lora:     (optional) adapters      output:   what is kept
+    memory:   (optional) what a GPU may hold
     plan:     (optional) prices and powers for ``sft plan``
 
 A knob exists once, here; every verb reads this and nothing else.
@@ -20,7 +21,11 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from sft.config import Document, KeyedError, KeyedErrors, Section, dotted, flatten, load
+from sft.recipe_plan import MemorySection, PlanSection
+from sft.recipe_rules import disagreements
 
+UNMEASURED = 4096
+"""Tokens of a micro-batch under ``tokens_per_device: auto`` where no GPU is measured."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 FormatName = Literal[
     "auto",
@@ -189,8 +194,9 @@ class TrainSection(Section):
     """Rows per optimiser step over all GPUs: exactly this many, as the padded recipe would draw."""
     tokens_per_step: int | None = Field(default=None, ge=1)
     """At most this many tokens per optimiser step, instead of ``examples_per_step``."""
-    tokens_per_device: int = Field(ge=8)
-    """Most tokens of one micro-batch on one GPU: this sets the memory, never the result."""
+    tokens_per_device: int | Literal["auto"]
+    """Most tokens of one micro-batch on one GPU: this sets the memory, never the result. ``auto``: as many as is fastest in the memory there
+    is, measured before the first step."""
     batching: Literal["flat", "padded"] = "flat"
     """One row of documents without padding, or a padded rectangle for backends that need it."""
     learning_rate: float = Field(gt=0.0, lt=1.0)
@@ -214,8 +220,9 @@ class TrainSection(Section):
     """Added to the root of the second moment."""
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Clip the gradient norm to this; 0 does not clip."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    gradient_checkpointing: bool | int | Literal["auto"] = False
+    """Recompute activations in the backward pass: less memory, about a quarter more time. A number: of the first so many layers only. ``auto``:
+    of as few layers as the memory allows, measured before the first step."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -230,6 +237,14 @@ class TrainSection(Section):
     """Full tuning: products of the layers in float8 (compute capability 8.9). Weights, updates and the head stay as they are."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile each layer once for rows of any length; ``auto`` does for flat rows of 100 steps and more on one GPU, int8 bases apart."""
+
+    @pydantic.field_validator("tokens_per_device", "gradient_checkpointing")
+    @classmethod
+    def _enough(cls, value: int | str, info: pydantic.ValidationInfo) -> int | str:
+        least = 8 if info.field_name == "tokens_per_device" else 1
+        if type(value) is int and value < least:
+            raise ValueError(f"must be at least {least}, got {value}")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSection:
@@ -267,23 +282,6 @@ class OutputSection(Section):
     """Trackers of the trainer, besides metrics.jsonl."""
 
 
-class PlanSection(Section):
-    gpus: int = Field(default=1, ge=1)
-    """GPUs to plan for."""
-    gpu_memory_gib: float = Field(default=80.0, gt=0)
-    """Memory of one GPU."""
-    tokens_per_second: float | None = Field(default=None, gt=0)
-    """Over all GPUs; null leaves time, money and energy out unless probed."""
-    price_per_gpu_hour: float | None = Field(default=None, ge=0)
-    """Money per GPU and hour, in whatever currency you pay."""
-    watts_per_gpu: float = Field(default=400.0, gt=0)
-    """Power of one GPU under load."""
-    pue: float = Field(default=1.1, ge=1.0)
-    """Data centre power over machine power."""
-    grid_kg_per_kwh: float = Field(default=0.385, ge=0.0)
-    """CO2 equivalent per kWh (0.385 is the figure of the LLaMA paper)."""
-
-
 class Recipe(Section):
     """A whole run. The order of the fields is the order of the file."""
 
@@ -293,117 +291,31 @@ class Recipe(Section):
     lora: LoraSection | None = None
     train: TrainSection
     output: OutputSection
+    memory: MemorySection = Field(default_factory=MemorySection)
     plan: PlanSection = Field(default_factory=PlanSection)
 
     @pydantic.model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        found = _disagreements(self)
+        found = disagreements(self)
         if found:
             raise KeyedErrors(found)
         return self
 
+    @property
+    def row_tokens(self) -> int:
+        """``train.tokens_per_device``, or what ``auto`` is where no GPU is measured: :data:`UNMEASURED`, or the longest row."""
+        size = self.train.tokens_per_device
+        return max(UNMEASURED, self.data.max_length) if isinstance(size, str) else size
 
-def _disagreements(recipe: Recipe) -> list[tuple[str, str]]:
-    """Refusals that need two sections, each with the key to change."""
-    model, train, data, lora = recipe.model, recipe.train, recipe.data, recipe.lora
-    found: list[tuple[str, str]] = []
-    if data.max_length > train.tokens_per_device:
-        found.append(
-            (
-                "train.tokens_per_device",
-                f"{train.tokens_per_device} tokens cannot hold one row of data.max_length = {data.max_length}; "
-                "raise tokens_per_device or lower max_length",
-            )
-        )
-    if train.tokens_per_step is not None and train.tokens_per_step < data.max_length:
-        found.append(("train.tokens_per_step", "a step must hold at least one row of data.max_length tokens; raise it"))
-    if model.quantization != "none" and lora is None:
-        found.append(
-            ("model.quantization", "a quantised base can only be tuned with adapters: add a 'lora:' section, or set none")
-        )
-    if model.quantization != "none" and train.sharding != "none":
-        found.append(("train.sharding", "a quantised base cannot be sharded here; set sharding: none or quantization: none"))
-    if model.attention == "eager" and train.batching == "flat":
-        found.append(
-            ("model.attention", "eager attention cannot separate the documents of a flat row; set train.batching: padded")
-        )
-    if model.attention in ("varlen", "flash", "cudnn") and train.batching == "padded":
-        found.append(("model.attention", f"{model.attention} is for flat rows; set attention: sdpa or train.batching: flat"))
-    if model.attention in ("varlen", "flash", "cudnn") and (model.compute_dtype or model.dtype) == "float32":
-        found.append(("model.attention", f"{model.attention} kernels need bfloat16 or float16; set model.compute_dtype"))
-    if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
-        found.append(
-            ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
-        )
-    if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
-        found.append(
-            (
-                "train.optimizer",
-                "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none",
-            )
-        )
-    if train.sharding == "deepspeed":
-        found += _deepspeed_disagreements(recipe)
-    if train.compile == "on" and train.batching == "padded":
-        found.append(
-            ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
-        )
-    if model.dtype == "float16" and lora is None:
-        found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
-    if model.scratch is not None and lora is not None:
-        found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
-    return found + _float8_disagreements(recipe)
+    @property
+    def evaluation_tokens(self) -> int:
+        """Most tokens of an evaluation batch: no more than a micro-batch, nor than :data:`UNMEASURED` or a row, as its logits are whole."""
+        return min(self.row_tokens, max(UNMEASURED, self.data.max_length))
 
-
-def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
-    model, train, lora = recipe.model, recipe.train, recipe.lora
-    found: list[tuple[str, str]] = []
-    if train.float8 and lora is not None:
-        found.append(
-            ("train.float8", "a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'")
-        )
-    if train.float8 and (train.compile == "off" or train.batching == "padded"):
-        found.append(
-            ("train.float8", "float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat")
-        )
-    if train.float8 and train.sharding == "fsdp":
-        found.append(
-            ("train.float8", "float8 products under FSDP were never measured; set train.sharding: none, or float8: false")
-        )
-    if (train.float8 or model.quantization == "float8") and (model.compute_dtype or model.dtype) != "bfloat16":
-        key = "train.float8" if train.float8 else "model.quantization"
-        found.append((key, "what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"))
-    if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
-        said = f"DoRA needs the base's weights, which peft cannot read from {model.quantization}; use nf4, or set dora: false"
-        found.append(("lora.dora", said))
-    return found
-
-
-def _deepspeed_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
-    """What ZeRO-3 is not shown to do right here, each with the key to change."""
-    model, train = recipe.model, recipe.train
-    found: list[tuple[str, str]] = []
-    if recipe.lora is not None:
-        found.append(("train.sharding", "deepspeed is for full tuning here; set sharding: none or fsdp for adapters"))
-    if model.dtype != "float32" or model.compute_dtype == "float16":
-        found.append(
-            (
-                "model.dtype",
-                "deepspeed moves float32 weights here; set dtype: float32 with compute_dtype: bfloat16, or sharding: fsdp",
-            )
-        )
-    if train.optimizer != "adamw":
-        found.append(("train.optimizer", f"{train.optimizer} is not for sharding: deepspeed; set adamw, or sharding: fsdp"))
-    if train.compile == "on":
-        found.append(("train.compile", "ZeRO-3 fetches weights inside the layers; set compile: off, or sharding: fsdp"))
-    if recipe.output.save_every is not None:
-        found.append(
-            (
-                "output.save_every",
-                "DeepSpeed's checkpoints are pickles, which are neither written nor read here; set save_every: null, or sharding: fsdp",
-            )
-        )
-    return found
+    @property
+    def automatic(self) -> bool:
+        """Whether the memory planner has anything to choose."""
+        return "auto" in (self.train.tokens_per_device, self.train.gradient_checkpointing)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:

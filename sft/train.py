@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +24,11 @@ from sft import files
 from sft.data.dataset import Prepared, prepare
 from sft.data.packing import StepPlan, plan_steps
 from sft.data.tokenize import RowEncoder
-from sft.engine import checkpoints, manifest
+from sft.engine import checkpoints, manifest, memory
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
+from sft.engine.ranks import Ranks
 from sft.engine.sharding import forget_deepspeed, refuse_alone, refuse_tied_adapters
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
@@ -48,41 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SMALL = 50_000_000  # parameters; below this the save-and-reload drill costs more attention than it saves
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among all.
-
-    Attributes:
-        rank: from 0.
-        world: processes.
-    """
-
-    rank: int
-    world: int
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-    @staticmethod
-    def join(*, offload: bool = False) -> Ranks:
-        """Join the process group if torchrun started us; one process needs none. ``offload``: shards lie in main memory."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world == 1:
-            return Ranks(0, 1)
-        from accelerate import PartialState
-
-        if offload and torch.cuda.is_available():  # the norm of gradients that lie on the CPU is summed there; NCCL cannot
-            torch.cuda.set_device(device_for_run())
-            torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
-        state = PartialState(cpu=not torch.cuda.is_available())
-        return Ranks(state.process_index, state.num_processes)
-
-    def wait(self) -> None:
-        if self.world > 1:
-            torch.distributed.barrier()
 
 
 def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe: bool = False) -> dict[str, Any]:
@@ -115,18 +79,20 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     if recipe.model.scratch is not None:
         disable_progress_bar()  # of single shards; a model of any size keeps it
     loaded = load_model(recipe, tokenizer, device)
-    plan = step_plan(recipe, prepared, ranks.world)
+    identity = manifest.identity(recipe, prepared, encoder, tokenizer, loaded.commit)
     isolation = _prove_isolation(recipe, loaded, tokenizer)
-    screen.plan(plan, loaded.attention, isolation)
-    model = _with_adapters(recipe, loaded)
+    model, written = _with_adapters(recipe, loaded), recipe
     refuse_tied_adapters(recipe, model)
-    about = _about(recipe, prepared, plan, encoder, tokenizer, [*repairs, *loaded.repairs], isolation)
-    if loaded.commit is not None:  # a branch may move between a run and its resumption
-        about["identity"]["recipe"]["model.commit"] = loaded.commit
+    recipe, chosen = memory.settle_run(
+        recipe, model, prepared.train, tokenizer.pad_token_id, lambda r: step_plan(r, prepared, ranks.world), start, ranks.world
+    )
+    plan = step_plan(recipe, prepared, ranks.world)
+    screen.plan(plan, loaded.attention, isolation, chosen)
+    about = _about(recipe, identity, prepared, plan, encoder, [*repairs, *loaded.repairs], isolation, chosen)
     if start is not None:
         about["resumed"] = manifest.refuse_changes(start, about["identity"], about["plan"])
     if ranks.main:
-        (run_dir / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
+        (run_dir / "recipe.yaml").write_text(_as_yaml(written), encoding="utf-8")
         files.write_json(run_dir / "run.json", about)
 
     trainer = _build_trainer(recipe, prepared, plan, model, tokenizer, about, run_dir, start, ranks, screen)
@@ -160,7 +126,7 @@ def step_plan(recipe: Recipe, prepared: Prepared, world: int) -> StepPlan:
         max_steps=train.max_steps,
         examples_per_step=train.examples_per_step,
         tokens_per_step=train.tokens_per_step,
-        tokens_per_device=train.tokens_per_device,
+        tokens_per_device=recipe.row_tokens,
         max_length=recipe.data.max_length,
         world=world,
         padded=train.batching == "padded",
@@ -223,15 +189,16 @@ def _prove_isolation(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokeni
 
 def _about(
     recipe: Recipe,
+    identity: dict[str, Any],
     prepared: Prepared,
     plan: StepPlan,
     encoder: RowEncoder,
-    tokenizer: PreTrainedTokenizerBase,
     repairs: list[str],
     isolation: dict[str, float],
+    chosen: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return {
-        "identity": manifest.identity(recipe, prepared, encoder, tokenizer),
+        "identity": identity,
         "versions": manifest.versions(),
         "data": {key: value for key, value in prepared.report.items() if key != "inputs"},
         "plan": {
@@ -242,6 +209,7 @@ def _about(
             "fill": plan.fill(),
             "equation": plan.equation(),
         },
+        "memory": chosen,
         "serving": servable.serving_record(encoder),
         "repairs": repairs,
         "isolation": isolation,
@@ -281,7 +249,7 @@ def _build_trainer(
         found = evaluate_rows(
             trainer.model if recipe.train.sharding == "none" else trainer.model_wrapped,
             prepared.holdout,
-            capacity=recipe.train.tokens_per_device,
+            capacity=recipe.evaluation_tokens,
             pad_id=tokenizer.pad_token_id if padded else None,
             dtype=dtype,
             rank=ranks.rank,

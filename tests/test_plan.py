@@ -15,6 +15,7 @@ from transformers import AutoConfig, T5Config
 from sft import plan as planner
 from sft.errors import DataError, InputError, ModelError
 from sft.plan import energy, make_plan
+from sft.plan_choice import fullest
 from sft.plan_memory import Load, memory_estimate, model_shape
 from sft.recipe import Recipe
 from tests.plans import LINEAR, TINY, TOTAL, H, L, V, llama_7b, prepared, recipe, shown
@@ -49,7 +50,7 @@ def test_padding_waste_and_fullest_micro_batch() -> None:
     rec = recipe(train__tokens_per_device=8, plan__gpus=2, train__examples_per_step=4)
     steps = planner.lay_out(rec, prepared([8, 8, 4, 4]))
     assert (steps.accumulation, len(steps.steps)) == (2, 1)
-    load = planner.fullest(steps)
+    load = fullest(steps)
     assert (load.tokens, load.trained, load.longest, load.accumulation) == (8, 4, 8, 2)
     one = planner.lay_out(recipe(train__tokens_per_device=64), prepared([8, 4, 4, 2]))
     assert planner._padding_waste(one) == 1 - 18 / 32
@@ -58,7 +59,7 @@ def test_padding_waste_and_fullest_micro_batch() -> None:
 
 def test_padded_micro_batches_count_their_padding() -> None:
     steps = planner.lay_out(recipe(train__batching="padded"), prepared([8, 4, 4, 2]))
-    assert planner.fullest(steps) == Load(tokens=32, trained=9, longest=8, accumulation=1)
+    assert fullest(steps) == Load(tokens=32, trained=9, longest=8, accumulation=1)
 
 
 # -- suggestions
@@ -131,7 +132,7 @@ def test_each_total_is_that_of_the_edited_recipe() -> None:
         found = planner._edited(edited, values)
         assert found is not None
         edited = found
-        again = memory_estimate(edited, model_shape(TINY), planner.fullest(planner.lay_out(edited, rows)))
+        again = memory_estimate(edited, model_shape(TINY), fullest(planner.lay_out(edited, rows)))
         assert again.total_gib == suggestion.total_gib
     assert plan.suggestions
     assert not plan.suggestions[-1].fits  # the constant alone is larger

@@ -22,7 +22,7 @@ from sft.recipe import Recipe
 
 # Where things are written, and how the same steps are carried out: on how many processes, sharded or not, in which pieces.
 _FREE = (
-    *("output.", "plan.", "data.cache_dir", "model.attention"),
+    *("output.", "plan.", "memory.", "data.cache_dir", "model.attention"),
     *("train.tokens_per_device", "train.tf32", "train.sharding", "train.cpu_offload"),
 )
 _PACKAGES = (
@@ -50,9 +50,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(recipe: Recipe, prepared: Prepared, encoder: RowEncoder, tokenizer: Any) -> dict[str, Any]:
+def identity(
+    recipe: Recipe, prepared: Prepared, encoder: RowEncoder, tokenizer: Any, commit: str | None = None
+) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: recipe values by key, and fingerprints."""
     values = {dotted(key): value for key, value in flatten(recipe.model_dump(mode="json"))}
+    if commit is not None:  # a branch may move between a run and its resumption
+        values["model.commit"] = commit
     return {
         "recipe": {key: value for key, value in values.items() if not key.startswith(_FREE)},
         "data": prepared.key,
@@ -90,6 +94,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if not lines and old["data"] != new["data"]:
         lines.append("data: prepared by another version of the code")
     return lines
+
+
+def recorded_memory(checkpoint: Path) -> dict[str, Any] | None:
+    """What ``auto`` became in the run of a checkpoint (:func:`sft.engine.memory.settle`); None if it has no record of it."""
+    path = checkpoint / "vicugna.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get("memory") if path.is_file() else None
+    return found if isinstance(found, dict) else None
 
 
 def refuse_changes(checkpoint: Path, new: Mapping[str, Any], spread: Mapping[str, Any]) -> list[dict[str, Any]]:

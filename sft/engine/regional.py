@@ -42,5 +42,6 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
     if not layers:
         raise ModelError(f"train.compile: {type(base).__name__} does not say which its layers are; set train.compile: off")
     for layer in layers:
-        layer.compile(backend=backend, dynamic=True)
+        if layer._compiled_call_impl is None:  # the memory planner may have done it
+            layer.compile(backend=backend, dynamic=True)
     return len(layers)

@@ -27,7 +27,9 @@ from sft.data.packing import StepPlan
 from sft.data.store import RowStore
 from sft.engine import checkpoints, regional, sharding
 from sft.engine.batches import PlannedBatches
+from sft.engine.checkpointing import checkpoint_first
 from sft.engine.loss import plain_head, step_loss
+from sft.engine.memory import product_type
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
 from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import NonFiniteError, RunError
@@ -64,11 +66,10 @@ class Record:
 
 def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> SFTConfig:
     """Translate a recipe into the trainer's arguments; every value that matters is given, none is inherited."""
-    train, output, model = recipe.train, recipe.output, recipe.model
+    train, output = recipe.train, recipe.output
     total = len(plan.steps)
     warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil((train.warmup_ratio or 0.0) * total)
-    compute = model.compute_dtype or model.dtype
-    mixed = compute if compute != model.dtype or recipe.lora is not None else "float32"
+    mixed = product_type(recipe)
     schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
     on_gpu = device.type == "cuda"
     optimizers = {"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch", "adamw_stochastic": "adamw_torch"}
@@ -76,8 +77,9 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
         name = "gradient_checkpointing"
-    options: dict[str, Any] = {name: train.gradient_checkpointing, **sharding.trainer_options(recipe, plan.accumulation)}
-    if train.gradient_checkpointing:
+    options: dict[str, Any] = {name: train.gradient_checkpointing is True}  # a number of layers is set on the model
+    options |= sharding.trainer_options(recipe, plan.accumulation)
+    if train.gradient_checkpointing is True:
         options[f"{name}_kwargs"] = {"use_reentrant": False}
     arguments = SFTConfig(
         output_dir=output.dir,
@@ -145,6 +147,8 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
 
             float8_training.convert(kwargs["model"])
         compiled = regional.wanted(recipe, len(plan.steps), kwargs["args"].device)
+        if type(recipe.train.gradient_checkpointing) is int:
+            checkpoint_first(kwargs["model"], recipe.train.gradient_checkpointing)
         if compiled:
             regional.compile_layers(kwargs["model"])
         batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)

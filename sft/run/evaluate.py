@@ -39,7 +39,7 @@ def evaluate_model(recipe: Recipe, folder: Path | None) -> HeldOut:
     return evaluate_rows(
         _load(recipe, found, tokenizer),
         prepared.holdout,
-        capacity=recipe.train.tokens_per_device,
+        capacity=recipe.evaluation_tokens,
         pad_id=tokenizer.pad_token_id,
         dtype=compute_dtype(recipe.model),
     )

@@ -148,10 +148,18 @@ def _tiles(run: Line, steps: list[Line], evals: list[Line]) -> list[tuple[str, s
         tiles += [
             (f"{median(line['tokens_per_second'] for line in steps):,.0f}", "tokens/s (median)"),
             (f"{median(line['utilisation'] for line in steps):.1%}", "of this device's own matmul rate"),
-            (f"{max(line['memory_gib'] for line in steps):.2f} GiB", "memory at most"),
+            (f"{max(line['memory_gib'] for line in steps):.2f} GiB", "memory at most" + _chosen(run.get("memory"))),
             (duration(seconds), "in steps (evaluation and saving apart)"),
         ]
     return tiles
+
+
+def _chosen(memory: dict[str, Any] | None) -> str:
+    """What the memory planner chose, and what it had."""
+    if memory is None:
+        return ""
+    had = f" of {memory['budget_gib']:.1f} GiB" if "budget_gib" in memory else ""
+    return f"{had}; chosen: {memory['setting']}"
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,14 @@ def _short(text: str, most: int = 240) -> str:
     return cut if cut == folded else cut + " [...]"
 
 
+def memory_line(memory: dict[str, Any]) -> str:
+    """What the memory planner chose, and what it leaves."""
+    if "measured_gib" not in memory:
+        return f"{memory['setting']} (no GPU, not measured)"
+    taken = f"{memory['measured_gib']:.1f} of {memory['budget_gib']:.1f} GiB (measured on the fullest micro-batch)"
+    return f"{taken}; {memory['setting']}, headroom {memory['headroom_gib']:.1f} GiB"
+
+
 class Screen:
     """The terminal of rank 0; silent on the others."""
 
@@ -54,10 +62,12 @@ class Screen:
             if counts:
                 self._say(f"      {word}: " + ", ".join(f"{reason} {count:,}" for reason, count in counts.items()))
 
-    def plan(self, plan: StepPlan, attention: str, isolation: dict[str, float]) -> None:
+    def plan(self, plan: StepPlan, attention: str, isolation: dict[str, float], memory: dict[str, Any] | None = None) -> None:
         self._say(f"plan: {len(plan.steps):,} steps; {plan.equation()}; micro-batches {plan.fill():.1%} full")
         apart = ", ".join(f"{name} {value:.1e}" for name, value in isolation.items())
         self._say(f"      attention {attention}" + (f"; documents cannot see each other ({apart})" if apart else ""))
+        if memory is not None:
+            self._say(f"memory: {memory_line(memory)}")
         self._total = len(plan.steps)
 
     def record(self, record: dict[str, Any]) -> None:

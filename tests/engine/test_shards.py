@@ -175,7 +175,7 @@ def test_adapters_on_a_tied_model_are_not_sharded(tmp_path: Path) -> None:
 
     def adapted(tied: bool) -> torch.nn.Module:
         base = tiny_model(VOCABULARY, {**LLAMA, "tie_word_embeddings": tied})
-        return adapters.attach(base, recipe.lora, (), checkpointing=False, seed=0)  # type: ignore[arg-type]  # it has adapters
+        return adapters.attach(base, recipe.lora, (), seed=0)  # type: ignore[arg-type]  # it has adapters
 
     with pytest.raises(
         ModelError, match=r"train\.sharding: fsdp cannot shard adapters on a model whose output matrix is its embedding"

@@ -1,0 +1,50 @@
+"""Activations of the first k of L decoder layers are recomputed in the backward pass, those of the others kept.
+
+The first layers, not every so many: all are equally large, and while the backward pass reaches the checkpointed ones, what the others kept
+is free already, so the layer that is recomputed finds room. Checkpointing as a trade of time for memory: Chen et al. 2016.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sft.errors import ModelError
+
+
+def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers that can be recomputed one by one, first to last.
+
+    Raises:
+        ModelError: a model without such layers.
+    """
+    found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise ModelError(
+            f"train.gradient_checkpointing: {type(model).__name__} has no layers that can be recomputed one by one; set true or false"
+        )
+    return found
+
+
+def checkpoint_first(model: nn.Module, count: int) -> None:
+    """Recompute the first ``count`` layers and no other, in place; 0 recomputes none. What was set before is forgotten.
+
+    Raises:
+        ModelError: a model without such layers, or fewer of them.
+    """
+    layers = decoder_layers(model)
+    if count > len(layers):
+        raise ModelError(
+            f"train.gradient_checkpointing: {count} layers, but the model has {len(layers)}; lower it, or set true"
+        )
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
+    new = hasattr(base, "activation_checkpointing_enable")  # transformers 5.20 renamed it
+    if not count:
+        base.activation_checkpointing_disable() if new else base.gradient_checkpointing_disable()
+        return
+    enable = base.activation_checkpointing_enable if new else base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # needs no input that has a gradient, so a frozen embedding (LoRA) stays as it is
+    for layer in layers[count:]:
+        layer.gradient_checkpointing = False

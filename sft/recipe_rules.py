@@ -1,0 +1,121 @@
+"""Refusals that need two sections of a training recipe, each with the key to change and what to change it to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sft.recipe import Recipe
+
+
+def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    """Refusals that need two sections, each with the key to change."""
+    model, train, data, lora = recipe.model, recipe.train, recipe.data, recipe.lora
+    found: list[tuple[str, str]] = []
+    if data.max_length > recipe.row_tokens:
+        found.append(
+            (
+                "train.tokens_per_device",
+                f"{train.tokens_per_device} tokens cannot hold one row of data.max_length = {data.max_length}; "
+                "raise tokens_per_device or lower max_length",
+            )
+        )
+    if train.tokens_per_step is not None and train.tokens_per_step < data.max_length:
+        found.append(("train.tokens_per_step", "a step must hold at least one row of data.max_length tokens; raise it"))
+    if model.quantization != "none" and lora is None:
+        found.append(
+            ("model.quantization", "a quantised base can only be tuned with adapters: add a 'lora:' section, or set none")
+        )
+    if model.quantization != "none" and train.sharding != "none":
+        found.append(("train.sharding", "a quantised base cannot be sharded here; set sharding: none or quantization: none"))
+    if model.attention == "eager" and train.batching == "flat":
+        found.append(
+            ("model.attention", "eager attention cannot separate the documents of a flat row; set train.batching: padded")
+        )
+    if model.attention in ("varlen", "flash", "cudnn") and train.batching == "padded":
+        found.append(("model.attention", f"{model.attention} is for flat rows; set attention: sdpa or train.batching: flat"))
+    if model.attention in ("varlen", "flash", "cudnn") and (model.compute_dtype or model.dtype) == "float32":
+        found.append(("model.attention", f"{model.attention} kernels need bfloat16 or float16; set model.compute_dtype"))
+    if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
+        found.append(
+            ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
+        )
+    if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
+        found.append(
+            (
+                "train.optimizer",
+                "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none",
+            )
+        )
+    if train.sharding == "deepspeed":
+        found += _deepspeed_disagreements(recipe)
+    if train.compile == "on" and train.batching == "padded":
+        found.append(
+            ("train.compile", "padded rows change their shape with every batch; set train.batching: flat, or compile: off")
+        )
+    if train.sharding == "fsdp" and recipe.automatic:
+        found.append(
+            (
+                "train.sharding",
+                "memory is measured before the weights are sharded, so auto cannot be answered under fsdp; "
+                "give tokens_per_device and gradient_checkpointing",
+            )
+        )
+    if train.sharding == "fsdp" and type(train.gradient_checkpointing) is int:
+        found.append(("train.gradient_checkpointing", "a number of layers is for sharding: none; set true or false under fsdp"))
+    if model.dtype == "float16" and lora is None:
+        found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
+    if model.scratch is not None and lora is not None:
+        found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
+    return found + _float8_disagreements(recipe)
+
+
+def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    model, train, lora = recipe.model, recipe.train, recipe.lora
+    found: list[tuple[str, str]] = []
+    if train.float8 and lora is not None:
+        found.append(
+            ("train.float8", "a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'")
+        )
+    if train.float8 and (train.compile == "off" or train.batching == "padded"):
+        found.append(
+            ("train.float8", "float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat")
+        )
+    if train.float8 and train.sharding == "fsdp":
+        found.append(
+            ("train.float8", "float8 products under FSDP were never measured; set train.sharding: none, or float8: false")
+        )
+    if (train.float8 or model.quantization == "float8") and (model.compute_dtype or model.dtype) != "bfloat16":
+        key = "train.float8" if train.float8 else "model.quantization"
+        found.append((key, "what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"))
+    if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
+        said = f"DoRA needs the base's weights, which peft cannot read from {model.quantization}; use nf4, or set dora: false"
+        found.append(("lora.dora", said))
+    return found
+
+
+def _deepspeed_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    """What ZeRO-3 is not shown to do right here, each with the key to change."""
+    model, train = recipe.model, recipe.train
+    found: list[tuple[str, str]] = []
+    if recipe.lora is not None:
+        found.append(("train.sharding", "deepspeed is for full tuning here; set sharding: none or fsdp for adapters"))
+    if model.dtype != "float32" or model.compute_dtype == "float16":
+        found.append(
+            (
+                "model.dtype",
+                "deepspeed moves float32 weights here; set dtype: float32 with compute_dtype: bfloat16, or sharding: fsdp",
+            )
+        )
+    if train.optimizer != "adamw":
+        found.append(("train.optimizer", f"{train.optimizer} is not for sharding: deepspeed; set adamw, or sharding: fsdp"))
+    if train.compile == "on":
+        found.append(("train.compile", "ZeRO-3 fetches weights inside the layers; set compile: off, or sharding: fsdp"))
+    if recipe.output.save_every is not None:
+        found.append(
+            (
+                "output.save_every",
+                "DeepSpeed's checkpoints are pickles, which are neither written nor read here; set save_every: null, or sharding: fsdp",
+            )
+        )
+    return found
