@@ -82,7 +82,6 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     identity = manifest.identity(recipe, prepared, encoder, tokenizer, loaded.commit)
     isolation = _prove_isolation(recipe, loaded, tokenizer)
     model, written = _with_adapters(recipe, loaded), recipe
-    refuse_tied_adapters(recipe, model)
     recipe, chosen = memory.settle_run(
         recipe, model, prepared.train, tokenizer.pad_token_id, lambda r: step_plan(r, prepared, ranks.world), start, ranks.world
     )
@@ -174,7 +173,9 @@ def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
     """What is trained: the model itself, or the recipe's adapters on it."""
     if recipe.lora is None:
         return loaded.model
-    return adapters.attach(loaded.model, recipe.lora, loaded.new_rows, seed=recipe.train.seed)
+    model = adapters.attach(loaded.model, recipe.lora, loaded.new_rows, seed=recipe.train.seed)
+    refuse_tied_adapters(recipe, model)
+    return model
 
 
 def _prove_isolation(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
