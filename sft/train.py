@@ -74,7 +74,6 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     encoder = RowEncoder(tokenizer, template, recipe.template.train_on)
     prepared = _prepare_once(recipe, tokenizer, encoder, ranks)
     screen.data(prepared)
-
     device = device_for_run()
     if recipe.model.scratch is not None:
         disable_progress_bar()  # of single shards; a model of any size keeps it
