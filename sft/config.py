@@ -297,9 +297,11 @@ def _did_you_mean(schema: type[Section], key: Key, value: Any) -> str:
     keys = [k for k in _fitting_keys(schema, key, value) if not f"{wanted}.".startswith(f"{k}.")]
     # The same name in another section beats a similar name here.
     moved = [k for k in keys if k.rsplit(".", 1)[-1] == key[-1]]
-    match = moved or difflib.get_close_matches(wanted, keys, 1, 0.7)
+    by_leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
+    # A shared section makes any two of its keys look alike, so the names must be alike too.
+    alike = difflib.get_close_matches(str(key[-1]), list(by_leaf), len(by_leaf) or 1, 0.5)
+    match = moved or difflib.get_close_matches(wanted, [k for k in keys if k.rsplit(".", 1)[-1] in alike], 1, 0.7)
     if not match:
-        by_leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
         near = difflib.get_close_matches(str(key[-1]), list(by_leaf), 1, 0.75)
         match = [by_leaf[n] for n in near]
     return f"; did you mean '{_beside(key, match[0])}'?" if match else ""

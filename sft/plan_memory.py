@@ -178,11 +178,12 @@ def activation_bytes(recipe: Recipe, shape: ModelShape, longest: int) -> float:
         gate, act, up  3 F c                 one F without a gate; 4-bit layers of bitsandbytes return r, not c
         inputs, full   2 r H + F c           of q/k/v, of gate/up (one tensor each), and of down
                        5 c H + F c           under autocast to another type: a copy for each of q, k, v, gate, up
-        inputs, LoRA   c x inputs            under autocast a copy for every adapted layer (the adapters are float32);
+        inputs, LoRA   c x inputs            under autocast one tensor for all layers that share it (:mod:`sft.model.fast_lora`); o_proj's is
+                                             there already. With dropout or DoRA a copy for every adapted layer (the adapters are float32)
                        4 x inputs            without autocast, if r < 4; if r = 4 nothing is copied: as full tuning
 
-    In bfloat16 that is 24 H + 8 F bytes, in float32 under bfloat16 autocast 34 H + 8 F, with LoRA on a bfloat16 base under autocast
-    28 H + 8 F. Found by counting the storages that autograd saves (torch 2.13, transformers 5.23, peft 0.21); a test repeats it.
+    In bfloat16 that is 24 H + 8 F bytes, in float32 under bfloat16 autocast 34 H + 8 F, with LoRA under bfloat16 autocast
+    20 H + 8 F. Found by counting the storages that autograd saves (torch 2.13, transformers 5.23, peft 0.21); a test repeats it.
     ``eager`` attention also keeps float32 and c-typed probabilities, h x ``longest`` of them per token.
     """
     r, c, autocast = _types(recipe)
@@ -194,7 +195,10 @@ def activation_bytes(recipe: Recipe, shape: ModelShape, longest: int) -> float:
         kept += shape.heads * longest * (4 + (c if c < 4 else 0))
     if lora is None:
         return kept + ((5 if gate else 4) * c if autocast and c < r else 2 * r) * h + f * c
-    inputs = sum(i for _, i, _ in adapted(shape, lora)) / shape.layers
+    layers = adapted(shape, lora)
+    if autocast and not lora.dropout and not lora.dora:
+        return kept + c * sum(i for _, i in {(name.rpartition(".")[0], i) for name, i, _ in layers}) / shape.layers
+    inputs = sum(i for _, i, _ in layers) / shape.layers
     if autocast or r < 4 or lora.dropout:
         return kept + inputs * ((c if autocast else 4) + (1 if lora.dropout else 0))  # a CUDA dropout keeps a byte mask
     return kept + 2 * r * h + f * c

@@ -110,9 +110,9 @@ def saved_bytes(layers: int, dtype: torch.dtype, autocast: bool, lora: LoraSecti
         ("bfloat16", None, None, 24, 8),
         ("float32", None, None, 40, 16),
         ("float32", "bfloat16", None, 34, 8),
-        ("bfloat16", "bfloat16", {"rank": 1}, 28, 8),
-        ("bfloat16", None, {"rank": 1}, 28, 8),
-        ("float32", "bfloat16", {"rank": 1}, 28, 8),
+        ("bfloat16", "bfloat16", {"rank": 1}, 20, 8),
+        ("bfloat16", None, {"rank": 1}, 20, 8),
+        ("float32", "bfloat16", {"rank": 1}, 20, 8),
         ("float32", None, {"rank": 1}, 32, 16),
     ],
 )

@@ -164,7 +164,8 @@ def test_opening_gives_back_what_was_saved(tmp_path: Path) -> None:
     again = adapters.open_adapter(AutoModelForCausalLM.from_pretrained(base), byte_level(), tmp_path / "adapter").eval()
     ids = torch.arange(30)[None]
     # opened by peft, trained by our forward: the same sums in another order
-    torch.testing.assert_close(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    expected = model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors here \(pickled adapters are not read\)"):
         adapters.open_adapter(AutoModelForCausalLM.from_pretrained(base), byte_level(), tmp_path / "adapter")
