@@ -32,7 +32,7 @@ from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
-from sft.model import adapters, merge, servable
+from sft.model import adapters, capability, merge, servable
 from sft.model.attention import check_isolation, isolation_tolerance
 from sft.model.load import Loaded, compute_dtype, device_for_run, load_model
 from sft.model.tokenizer import tokenizer_for
@@ -102,6 +102,8 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     """
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
     refuse_missing_packages(recipe)
+    device = device_for_run()
+    capability.require(recipe, device)
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
@@ -109,7 +111,6 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     prepared = _prepare_once(recipe, tokenizer, encoder, ranks)
     screen.data(prepared)
 
-    device = device_for_run()
     if recipe.model.scratch is not None:
         disable_progress_bar()  # of single shards; a model of any size keeps it
     loaded = load_model(recipe, tokenizer, device)
