@@ -32,7 +32,7 @@ from sft.engine.ranks import Ranks
 from sft.engine.sharding import forget_deepspeed, refuse_alone, refuse_tied_adapters
 from sft.engine.trainer import PlannedTrainer, Record, training_arguments
 from sft.errors import InputError
-from sft.model import adapters, merge, servable
+from sft.model import adapters, capability, merge, servable
 from sft.model.attention import check_isolation, isolation_tolerance
 from sft.model.load import Loaded, compute_dtype, device_for_run, load_model
 from sft.model.tokenizer import tokenizer_for
@@ -67,14 +67,15 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     """
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
     refuse_missing_packages(recipe)
-    refuse_alone(recipe, ranks.world, device_for_run())
+    device = device_for_run()
+    refuse_alone(recipe, ranks.world, device)
+    capability.require(recipe, device)
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
     encoder = RowEncoder(tokenizer, template, recipe.template.train_on)
     prepared = _prepare_once(recipe, tokenizer, encoder, ranks)
     screen.data(prepared)
-    device = device_for_run()
     if recipe.model.scratch is not None:
         disable_progress_bar()  # of single shards; a model of any size keeps it
     loaded = load_model(recipe, tokenizer, device)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from sft.data.collate import flat_batch
 from sft.errors import IsolationError, ModelError
-from sft.model import cudnn_attention
+from sft.model import capability, cudnn_attention
 
 FLAT_BACKENDS = ("vicugna_cudnn", "vicugna_flash", "vicugna_varlen", "vicugna_sdpa")
 
@@ -246,6 +246,7 @@ def choose(wanted: str, flat: bool, dtype: torch.dtype, device: torch.device) ->
     if not flat:
         return "eager" if wanted == "eager" else "sdpa"
     kernel_ready = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    kernel_ready = kernel_ready and torch.cuda.get_device_capability(device) >= capability.VARLEN
     have_flash = importlib.util.find_spec("flash_attn") is not None
     have_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if wanted == "flash" and not (have_flash and kernel_ready):
