@@ -66,10 +66,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
         RunError: a run that went wrong; the last checkpoint stands.
     """
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
-    refuse_missing_packages(recipe)
-    device = device_for_run()
-    refuse_alone(recipe, ranks.world, device)
-    capability.require(recipe, device)
+    device = _able_device(recipe, ranks)
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)
     screen = Screen(enabled=ranks.main and not probe)
     tokenizer, template, repairs = tokenizer_for(recipe)
@@ -110,6 +107,15 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
     about["samples"] = samples.pairs
     _finish(recipe, trainer, tokenizer, encoder, about, run_dir, ranks, device, screen)
     return about
+
+
+def _able_device(recipe: Recipe, ranks: Ranks) -> torch.device:
+    """The device of this process, once it is known that packages, card and number of processes do for the recipe."""
+    refuse_missing_packages(recipe)
+    device = device_for_run()
+    refuse_alone(recipe, ranks.world, device)
+    capability.require(recipe, device)
+    return device
 
 
 def step_plan(recipe: Recipe, prepared: Prepared, world: int) -> StepPlan:
