@@ -35,10 +35,16 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def child(recipe: str, sets: list[str]) -> None:
+    from counters import Watch
+
+    from sft.engine.trainer import PlannedTrainer
     from sft.recipe import load_recipe
     from sft.train import run
 
+    watch = Watch()
+    watch.install(PlannedTrainer)
     run(load_recipe(recipe, sets)[0], probe=True)
+    print(f"COUNTED {watch.line()}", flush=True)
 
 
 def _scratch() -> list[str]:
@@ -56,7 +62,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
             f"train.max_steps={options.steps}",
             "train.sharding=none",
             f"output.dir={folder}/run",
-            "output.log_every=1",
+            f"output.log_every={options.log_every}",
             "output.save_every=null",
             "output.eval_every=null",
             *VARIANTS[name],
@@ -78,9 +84,11 @@ def measure(name: str, options: argparse.Namespace) -> None:
         middle = {
             key: statistics.median(line[key] for line in steady) for key in ("tokens_per_second", "utilisation", "data_wait")
         }
+        counted = [line.removeprefix("COUNTED ") for line in done.stdout.splitlines() if line.startswith("COUNTED ")]
         print(
             f"| {name} | {middle['tokens_per_second']:,.0f} | {middle['utilisation']:.3f} | {max(s['memory_gib'] for s in steps):.1f} | "
-            f"{middle['data_wait']:.2%} | {first:.0f} | {steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f} |",
+            f"{middle['data_wait']:.2%} | {first:.0f} | {steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f} | "
+            f"{counted[0]} |",
             flush=True,
         )
 
@@ -94,6 +102,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/alpaca.yaml")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--log-every", type=int, default=1, help="steps between records; at least 6 records are needed")
     parser.add_argument("--cache", default=tempfile.gettempdir() + "/vicugna-bench-cache")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -102,7 +111,8 @@ def main() -> None:
         child(options.recipe, options.set)
         return
     print(
-        "| variant | tokens/s | utilisation | peak GiB | waiting | first step after, s | loss |\n|---|---|---|---|---|---|---|"
+        "| variant | tokens/s | utilisation | peak GiB | waiting | first step after, s | loss | after warm-up |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for name in options.variants:
         measure(name, options)

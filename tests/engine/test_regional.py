@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
+from benchmarks.counters import WARM_UP, Watch, compilations
 from sft.data.collate import Batch
 from sft.engine import regional
 from sft.engine.batches import PlannedBatches
@@ -76,6 +77,27 @@ def test_compiled_layers_are_the_same_and_compiled_once(family: dict[str, object
         assert mine.keys() == other.keys()
         for name in mine:
             torch.testing.assert_close(mine[name], other[name], rtol=1e-4, atol=1e-7)
+
+
+# dynamo looks at the inputs of a layer that goes on behind a call it may not enter
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_counter_sees_no_compilation_of_rows_after_the_first_and_sees_one_of_another_model(checkpointing: bool) -> None:
+    counters.clear()
+    watch, model, batches = Watch(), model_of(LLAMA), planned(True)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    regional.compile_layers(model, "aot_eager")
+    losses_and_gradients(model, batches[:1])
+    watch.after_step(WARM_UP)
+    assert compilations() > 0
+    losses_and_gradients(model, batches[1:])
+    watch.after_step(WARM_UP + 1)
+    assert (watch.compiled, watch.steps) == (0, 1)
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+    watch.after_step(WARM_UP + 2)
+    assert watch.compiled == 1
+    assert watch.line() == "1 compilations, 0 host syncs in 2 steps"
 
 
 def test_a_model_without_layers_is_refused() -> None:
