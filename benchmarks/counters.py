@@ -55,7 +55,7 @@ class Watch:
             elif self._on:
                 self.syncs[f"{'/'.join(Path(filename).parts[-3:])}:{lineno}"] += 1
 
-        warnings.showwarning = seen
+        warnings.showwarning = seen  # type: ignore[assignment]  # the same call
         warnings.filterwarnings("always", message=".*synchronizing CUDA")
         trainer._maybe_log_save_evaluate = end_step
 

@@ -38,7 +38,13 @@ class StochasticAdamW(torch.optim.Optimizer):
         params: parameters or groups of them.
         lr, betas, eps, weight_decay: as in :class:`torch.optim.AdamW`.
         seed: of the rounding.
+
+    Attributes:
+        found_inf: while this float32 scalar is not 0, a step leaves weights and moments alone; None: it is never asked. As of torch's fused
+            optimisers.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -52,6 +58,25 @@ class StochasticAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._seed = seed
         self._places: dict[Tensor, Tensor] = {}
+        self._clip: Tensor | None = None
+
+    @torch.no_grad()
+    def clip(self, most: float) -> Tensor:
+        """Take gradients times ``most`` over their norm in the next step, if they are longer. They themselves stay as they are.
+
+        As :func:`torch.nn.utils.clip_grad_norm_`, without a pass that reads and writes all of them. The product is not rounded to bfloat16.
+
+        Returns:
+            Their norm over all parameters, float32 scalar on the device.
+        """
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(isinstance(gradient, DTensor) for gradient in gradients):
+            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
+        else:  # each in float32; get_total_norm rounds those of bfloat16 to bfloat16
+            norm = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)).norm()
+        self._clip = (most / (norm + 1e-6)).clamp(max=1.0)  # torch's own 1e-6
+        return norm
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -62,6 +87,7 @@ class StochasticAdamW(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._step_of(weight, weight.grad, group, numbers)
+        self._clip = None
         return out
 
     def _step_of(
@@ -78,8 +104,11 @@ class StochasticAdamW(torch.optim.Optimizer):
             given = (beta1, beta2, rate / first, second, group["eps"], 1 - rate * group["weight_decay"])
             key = _int32(_mixed_number(self._seed * 0x9E3779B1 + step))
             device = _local(weight).device
+            fixed = torch.tensor(given, dtype=torch.float32).to(device, non_blocking=True)
+            clip = fixed.new_ones(()) if self._clip is None else self._clip.to(device)
+            skip = fixed.new_zeros(()) if self.found_inf is None else self.found_inf.to(device)
             numbers[step] = (
-                torch.tensor(given, dtype=torch.float32).to(device, non_blocking=True),
+                torch.cat([fixed, torch.stack([clip, skip])]),
                 torch.tensor(key, dtype=torch.int32).to(device, non_blocking=True),
             )
         if weight not in self._places:
@@ -139,19 +168,18 @@ def _noise(count: int, key: Tensor, place: Tensor) -> Tensor:
 def _update(
     weight: Tensor, first: Tensor, second: Tensor, gradient: Tensor, scalars: Tensor, key: Tensor, place: Tensor
 ) -> None:
-    beta1, beta2, rate, correction, epsilon, decay = scalars.unbind()
-    slope = gradient.float()
+    beta1, beta2, rate, correction, epsilon, decay, clip, skip = scalars.unbind()
+    slope = gradient.float() * clip
     mean = first.float() * beta1 + slope * (1 - beta1)
     square = second.float() * beta2 + slope * slope * (1 - beta2)
     value = weight.float() * decay - rate * mean / (square.sqrt() / correction + epsilon)
-    first.copy_(mean)
-    if weight.dtype != torch.bfloat16:
-        weight.copy_(value)
-        second.copy_(square)
-        return
-    noise = _noise(weight.numel(), key, place)  # one draw for both
-    weight.copy_(rounded(value, noise & 65535))
-    second.copy_(rounded(square, (noise >> 16) & 65535))
+    mean = mean.to(first.dtype)
+    if weight.dtype == torch.bfloat16:
+        noise = _noise(weight.numel(), key, place)  # one draw for both
+        value, square = rounded(value, noise & 65535), rounded(square, (noise >> 16) & 65535)
+    keep = skip != 0
+    for old, new in ((weight, value), (first, mean), (second, square)):
+        old.copy_(torch.where(keep, old, new))
 
 
 def rounded(exact: Tensor, noise: Tensor) -> Tensor:

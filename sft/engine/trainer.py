@@ -28,6 +28,7 @@ from sft.data.store import RowStore
 from sft.engine import checkpoints, regional, sharding
 from sft.engine.batches import PlannedBatches
 from sft.engine.checkpointing import checkpoint_first
+from sft.engine.finite import Finite, innermost
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.memory import product_type
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
@@ -81,6 +82,8 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     options |= sharding.trainer_options(recipe, plan.accumulation)
     if train.gradient_checkpointing is True:
         options[f"{name}_kwargs"] = {"use_reentrant": False}
+    # Batches are copied from pinned memory without waiting for what the GPU has queued, so the next ones are built while it works.
+    options["accelerator_config"] = options.get("accelerator_config", {}) | {"non_blocking": on_gpu}
     arguments = SFTConfig(
         output_dir=output.dir,
         per_device_train_batch_size=1,
@@ -137,6 +140,7 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         self.recipe, self.plan, self.record, self.store = recipe, plan, record, store
         self._partial: Path | None = None
         self._evaluated = -1
+        self._finite: Finite | None = None
         self.first_eval: float | None = None
         self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
@@ -184,17 +188,32 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         """This micro-batch's share of the step's loss, times the ranks (DDP and FSDP average gradients over them)."""
         return step_loss(model, inputs, self._head) * self.accelerator.num_processes
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clipping costs a pass over all gradients; an optimiser of ours does it while it reads them."""
+        optimizer = innermost(self.optimizer)
+        if isinstance(optimizer, StochasticAdamW):
+            return optimizer.clip(self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called with the gradients of a whole step, before the optimiser: the place to refuse what is not finite."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        values = torch.stack([torch.as_tensor(grad_norm).float().cpu(), self._tr_loss.float().cpu()])
-        scaled = self.accelerator.scaler is not None  # float16: an overflow skips the step and lowers the scale
-        if not math.isfinite(values[1]) or (not math.isfinite(values[0]) and not scaled):
-            self._stop_non_finite(float(values[1]), float(values[0]))
+        if self._finite is None:
+            scaled, taken = self.accelerator.scaler is not None, bool(self.is_deepspeed_enabled)
+            self._finite = Finite(innermost(self.optimizer), scaled=scaled, taken=taken)
+        bad = self._finite.note(self.state.global_step, self._tr_loss, grad_norm)
+        if bad is not None:
+            self._stop_non_finite(*bad)
         return grad_norm
 
-    def _stop_non_finite(self, loss: float, grad_norm: float) -> None:
-        step = self.state.global_step
+    def _refuse_non_finite(self) -> None:
+        """Where the GPU is waited for anyway: before a record, an evaluation, a checkpoint, and at the end."""
+        control, step, every = self.control, self.state.global_step, self.recipe.output.eval_every
+        due = control.should_log or control.should_save or control.should_training_stop or (every and step % every == 0)
+        if self._finite is not None and (due or step == len(self.plan.steps)) and (bad := self._finite.first_bad()) is not None:
+            self._stop_non_finite(*bad)
+
+    def _stop_non_finite(self, step: int, loss: float, grad_norm: float) -> None:
         rows = self.plan.steps[step]
         folder = Path(self.args.output_dir) / f"nonfinite-step-{step + 1}"
         if self.is_world_process_zero():
@@ -255,6 +274,7 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, then evaluate if the recipe says so, then save; the epoch's end brings no second turn."""
+        self._refuse_non_finite()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         every, step = self.recipe.output.eval_every, self.state.global_step
         if every and step % every == 0 and step < len(self.plan.steps) and step != self._evaluated:

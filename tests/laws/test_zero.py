@@ -40,14 +40,13 @@ def test_a_loss_that_is_not_finite_says_what_became_of_the_weights(deepspeed: bo
     """DeepSpeed takes its step before anybody sees the gradient."""
     trainer = SimpleNamespace(
         is_deepspeed_enabled=deepspeed,
-        state=SimpleNamespace(global_step=4),
         plan=SimpleNamespace(steps=[[0]] * 5),
         store=SimpleNamespace(names=["rows.jsonl:1"]),
         args=SimpleNamespace(output_dir=str(tmp_path)),
         is_world_process_zero=lambda: False,
     )
     with pytest.raises(NonFiniteError, match=rf"step 5: loss nan, gradient norm inf; {words}\. Its 1 rows \(rows\.jsonl:1\)"):
-        PlannedTrainer._stop_non_finite(cast(Any, trainer), float("nan"), float("inf"))
+        PlannedTrainer._stop_non_finite(cast(Any, trainer), 4, float("nan"), float("inf"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
