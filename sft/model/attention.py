@@ -9,9 +9,9 @@ Four backends take ``cu_seq_lens_q`` (document borders) and no mask:
 ``vicugna_sdpa``   one causal SDPA per document                                 everything else
 =================  ==========================================================  ==========================
 
-They are registered under their own names by the public interface of transformers, with a mask function that builds nothing:
-transformers' own packed masks hold only while position ids restart, no mask is given and no cache is made, and leak silently
-otherwise. :func:`check_isolation` runs two documents through the real model before training and refuses to go on if they interact.
+They are registered under their own names by the public interface of transformers and no mask function with them, so none is built:
+transformers' own packed masks hold only while position ids restart, no mask is given and no cache is made, leak silently otherwise, and
+are looked for with a host sync in every forward pass. :func:`check_isolation` runs two documents through the real model before training and refuses to go on if they interact.
 """
 
 from __future__ import annotations
@@ -216,19 +216,13 @@ def cudnn(
     return out.unsqueeze(0), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
 def register() -> None:
     """Make the backends known to transformers. Safe to call again."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     backends = {"vicugna_sdpa": block_sdpa, "vicugna_varlen": varlen, "vicugna_flash": flash, "vicugna_cudnn": cudnn}
     for name, function in backends.items():
         ALL_ATTENTION_FUNCTIONS.register(name, function)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, _no_mask)
 
 
 def choose(wanted: str, flat: bool, dtype: torch.dtype, device: torch.device) -> str:

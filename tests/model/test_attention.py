@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sft.errors import IsolationError, ModelError
@@ -132,10 +131,8 @@ def leaking(request: pytest.FixtureRequest) -> Iterator[str]:
     register()
     name = "leaking_in_tests"
     ALL_ATTENTION_FUNCTIONS.register(name, _leaking(request.param))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *_, **__: None)
     yield name
     ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name)
-    ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name)
 
 
 @pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
@@ -149,6 +146,20 @@ def test_our_backend_isolates_to_the_bit(config: dict[str, Any], dtype: torch.dt
     assert found["leak"] == 0.0
     assert found.keys() == {"leak", "alone"}
     assert model.training
+
+
+def test_no_mask_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for packed documents in position ids reads a number from the GPU, in every forward pass."""
+    register()
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda *_: pytest.fail("looked"))
+    model = tiny_model(VOCAB, LLAMA)
+    ids = torch.arange(8)[None]
+    positions = torch.arange(4).repeat(2)[None]
+    with pytest.raises(pytest.fail.Exception, match="looked"):
+        model.set_attn_implementation("sdpa")
+        model(input_ids=ids, position_ids=positions, use_cache=False)
+    model.set_attn_implementation("vicugna_sdpa")
+    model(input_ids=ids, position_ids=positions, use_cache=False, cu_seq_lens_q=torch.tensor([0, 4, 8], dtype=torch.int32))
 
 
 @pytest.mark.parametrize("leaking", [1.0, 1e-2, 1e-3], indirect=True)
