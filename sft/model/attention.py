@@ -11,7 +11,8 @@ Four backends take ``cu_seq_lens_q`` (document borders) and no mask:
 
 They are registered under their own names by the public interface of transformers and no mask function with them, so none is built:
 transformers' own packed masks hold only while position ids restart, no mask is given and no cache is made, leak silently otherwise, and
-are looked for with a host sync in every forward pass. :func:`check_isolation` runs two documents through the real model before training and refuses to go on if they interact.
+are looked for with a host sync in every forward pass. :func:`check_isolation` runs two documents through the real model before training
+and refuses to go on if they interact.
 """
 
 from __future__ import annotations

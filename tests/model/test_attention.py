@@ -155,8 +155,8 @@ def test_no_mask_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(VOCAB, LLAMA)
     ids = torch.arange(8)[None]
     positions = torch.arange(4).repeat(2)[None]
+    model.set_attn_implementation("sdpa")
     with pytest.raises(pytest.fail.Exception, match="looked"):
-        model.set_attn_implementation("sdpa")
         model(input_ids=ids, position_ids=positions, use_cache=False)
     model.set_attn_implementation("vicugna_sdpa")
     model(input_ids=ids, position_ids=positions, use_cache=False, cu_seq_lens_q=torch.tensor([0, 4, 8], dtype=torch.int32))
