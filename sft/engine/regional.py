@@ -2,7 +2,9 @@
 
 torch.compile joins what stands between the matrix products of a layer (norms, rotary positions, activations, sums) into few kernels,
 which eager runs one by one over memory. The length of a row is left open; the number of documents and the longest of them are fixed for
-a run (:class:`sft.engine.batches.PlannedBatches`), so nothing is compiled again after the first step.
+a run (:class:`sft.engine.batches.PlannedBatches`), so nothing is compiled again after the first step. Two things would have it compiled
+twice: an embedding that is not trained, whose output, unlike that of a layer, needs no gradient; and a first row that happens to be as long
+as another side of its tensors (4,096 tokens of 4,096 numbers), which dynamo takes for the same symbol.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+import torch.fx.experimental._config as shapes
+from torch import Tensor, nn
 
 from sft.errors import ModelError
 from sft.recipe import Recipe
@@ -41,7 +44,21 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
     layers = [module for module in base.modules() if type(module).__name__ in names]
     if not layers:
         raise ModelError(f"train.compile: {type(base).__name__} does not say which its layers are; set train.compile: off")
+    shapes.use_duck_shape = False
+    _give_gradient(base.get_input_embeddings())
     for layer in layers:
         if layer._compiled_call_impl is None:  # the memory planner may have done it
             layer.compile(backend=backend, dynamic=True)
     return len(layers)
+
+
+def _give_gradient(embedding: nn.Module) -> None:
+    """Let the first layer be given what the others are: a tensor that needs a gradient. Its cost is a part of one layer's backward pass."""
+    if any(parameter.requires_grad for parameter in embedding.parameters()) or hasattr(embedding, "vicugna_gives_gradient"):
+        return
+
+    def give(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.requires_grad_() if torch.is_grad_enabled() else output
+
+    embedding.register_forward_hook(give)
+    embedding.vicugna_gives_gradient = True  # type: ignore[assignment]  # the memory planner may have done it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from sft.engine import regional
 from sft.engine.batches import PlannedBatches
 from sft.engine.loss import step_loss
 from sft.errors import ModelError
+from sft.model.adapters import attach
 from sft.model.attention import register
-from sft.recipe import load_recipe
+from sft.recipe import LoraSection, load_recipe
 from tests.builders import LLAMA, OPT, tiny_model
 from tests.laws.ranks import VOCABULARY, random_rows
 
@@ -98,6 +100,30 @@ def test_the_counter_sees_no_compilation_of_rows_after_the_first_and_sees_one_of
     watch.after_step(WARM_UP + 2)
     assert watch.compiled == 1
     assert watch.line() == "1 compilations, 0 host syncs in 2 steps"
+
+
+def graphs_of(tuning: str, layers: int, rows: list[int]) -> int:
+    torch.compiler.reset()
+    counters.clear()
+    model: Any = model_of(LLAMA | {"num_hidden_layers": layers})
+    if tuning == "lora":
+        model = attach(model, LoraSection.model_validate({"rank": 4, "alpha": 8}), (), seed=0)
+    regional.compile_layers(model, "eager")
+    for tokens in rows:
+        ids = torch.arange(tokens)[None] % VOCABULARY
+        borders = torch.tensor([0, 8, tokens], dtype=torch.int32)
+        model(input_ids=ids, position_ids=ids, use_cache=False, cu_seq_lens_q=borders).logits.sum().backward()
+    return int(counters["stats"]["unique_graphs"])
+
+
+# dynamo looks at the inputs of a layer that goes on behind a call it may not enter
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_one_compilation_does_for_all_layers_whatever_the_first_row(tuning: str) -> None:
+    once = graphs_of(tuning, 1, [24])
+    assert once > 0
+    for first in (24, LLAMA["hidden_size"], LLAMA["intermediate_size"]):  # as long as another side of a tensor is wide
+        assert graphs_of(tuning, 3, [first, 40, 72]) == once
 
 
 def test_a_model_without_layers_is_refused() -> None:
