@@ -185,6 +185,21 @@ class LoraSection(Section):
         return self
 
 
+class LossScaleSection(Section):
+    start: float = Field(default=65536.0, gt=0.0)
+    """Scale of the first step."""
+    growth_interval: int = Field(default=2000, ge=1)
+    """Steps without an overflow after which it is doubled. An overflow halves it, and the step is left out and counted."""
+    floor: float = Field(default=1.0, gt=0.0)
+    """The run stops when it falls below this."""
+
+    @pydantic.model_validator(mode="after")
+    def _above(self) -> LossScaleSection:
+        if self.start < self.floor:
+            raise KeyedError("start", f"must be at least floor ({self.floor:g}), got {self.start:g}")
+        return self
+
+
 class TrainSection(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data."""
@@ -223,6 +238,8 @@ class TrainSection(Section):
     gradient_checkpointing: bool | int | Literal["auto"] = False
     """Recompute activations in the backward pass: less memory, about a quarter more time. A number: of the first so many layers only. ``auto``:
     of as few layers as the memory allows, measured before the first step."""
+    loss_scale: LossScaleSection | None = None
+    """Of float16 products: how losses are scaled so that gradients do not vanish. Null: the defaults."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -65,6 +65,8 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("train.gradient_checkpointing", "a number of layers is for sharding: none; set true or false under fsdp"))
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
+    if train.loss_scale is not None and (model.compute_dtype or model.dtype) != "float16":
+        found.append(("train.loss_scale", "only float16 products are scaled; remove it, or set model.compute_dtype: float16"))
     if model.scratch is not None and lora is not None:
         found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
     return found + _float8_disagreements(recipe)

@@ -14,13 +14,19 @@ An optimiser that cannot be told so (8-bit, paged, SGD, float16's scale, shards 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from sft import files
+from sft.data.store import RowStore
 from sft.engine.stochastic_adamw import StochasticAdamW
+from sft.errors import NonFiniteError
 
 
 def innermost(optimizer: Any) -> Any:
@@ -90,3 +96,20 @@ class Finite:
 def _plain(value: Any) -> Tensor:
     tensor = value if isinstance(value, Tensor) else torch.full((), float(value))
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def write_rows(folder: Path, rows: RowStore, figures: dict[str, Any]) -> None:
+    """Write the rows of such a step as they were trained (``rows.npz``) and their names with the figures (``rows.json``)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "rows.npz", **rows.flat()._asdict())
+    files.write_json(folder / "rows.json", figures | {"rows": list(rows.names)})
+
+
+def refusal(step: int, loss: float, norm: float, names: Sequence[str], folder: Path, *, spoilt: bool) -> NonFiniteError:
+    """What ends the run. ``spoilt``: the optimiser was not kept from the step."""
+    changed = "its weights are spoilt" if spoilt else "no weight was changed by it"
+    return NonFiniteError(
+        f"step {step + 1}: loss {loss}, gradient norm {norm}; {changed}. Its {len(names)} rows ({', '.join(names[:8])}"
+        f"{', ...' if len(names) > 8 else ''}) are in {folder}. Lower train.learning_rate, use bfloat16 instead of float16, "
+        "or look at these rows with sft preview"
+    )

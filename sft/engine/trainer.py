@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -25,18 +24,18 @@ from sft import files
 from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
 from sft.data.store import RowStore
-from sft.engine import checkpoints, regional, sharding
+from sft.engine import checkpoints, finite, regional, sharding
 from sft.engine.batches import PlannedBatches
 from sft.engine.checkpointing import checkpoint_first
-from sft.engine.finite import Finite, innermost
 from sft.engine.loss import plain_head, step_loss
+from sft.engine.loss_scale import LossScale
 from sft.engine.memory import product_type
 from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
 from sft.engine.stochastic_adamw import StochasticAdamW
-from sft.errors import NonFiniteError, RunError
+from sft.errors import RunError
 from sft.model import adapters
 from sft.model.load import DTYPES, compute_dtype
-from sft.recipe import Recipe
+from sft.recipe import LossScaleSection, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,9 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     mixed = product_type(recipe)
     schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
     on_gpu = device.type == "cuda"
-    optimizers = {"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch", "adamw_stochastic": "adamw_torch"}
+    # A fused step that a scaler leaves out looks taken to accelerate, and the schedule would go on.
+    fused = on_gpu and mixed != "float16"
+    optimizers = {"adamw": "adamw_torch_fused" if fused else "adamw_torch", "adamw_stochastic": "adamw_torch"}
     # transformers renamed this knob in 5.20; both names are understood here
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
@@ -140,7 +141,8 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         self.recipe, self.plan, self.record, self.store = recipe, plan, record, store
         self._partial: Path | None = None
         self._evaluated = -1
-        self._finite: Finite | None = None
+        self._finite: finite.Finite | None = None
+        self._scaled = 0
         self.first_eval: float | None = None
         self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
@@ -161,6 +163,8 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
             train = recipe.train
             options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon, "seed": train.seed}
             self.optimizer_cls_and_kwargs = (StochasticAdamW, options)
+        scaler = self.accelerator.scaler
+        self.scale = None if scaler is None else LossScale(scaler, recipe.train.loss_scale or LossScaleSection())
         self.remove_callback(PrinterCallback)  # our bar shows the records
         if recipe.lora is not None:
             adapters.keep_float32(self.model)
@@ -190,7 +194,7 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clipping costs a pass over all gradients; an optimiser of ours does it while it reads them."""
-        optimizer = innermost(self.optimizer)
+        optimizer = finite.innermost(self.optimizer)
         if isinstance(optimizer, StochasticAdamW):
             return optimizer.clip(self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
@@ -200,7 +204,7 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if self._finite is None:
             scaled, taken = self.accelerator.scaler is not None, bool(self.is_deepspeed_enabled)
-            self._finite = Finite(innermost(self.optimizer), scaled=scaled, taken=taken)
+            self._finite = finite.Finite(finite.innermost(self.optimizer), scaled=scaled, taken=taken)
         bad = self._finite.note(self.state.global_step, self._tr_loss, grad_norm)
         if bad is not None:
             self._stop_non_finite(*bad)
@@ -214,31 +218,19 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
             self._stop_non_finite(*bad)
 
     def _stop_non_finite(self, step: int, loss: float, grad_norm: float) -> None:
-        rows = self.plan.steps[step]
+        rows = self.store.select(self.plan.steps[step])
         folder = Path(self.args.output_dir) / f"nonfinite-step-{step + 1}"
         if self.is_world_process_zero():
-            folder.mkdir(parents=True, exist_ok=True)
-            subset = self.store.select(rows)
-            np.savez(folder / "rows.npz", **subset.flat()._asdict())
-            files.write_json(
-                folder / "rows.json", {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "rows": list(subset.names)}
-            )
-        changed = (
-            "its weights are spoilt" if self.is_deepspeed_enabled else "no weight was changed by it"
-        )  # DeepSpeed has stepped by now
-        names = ", ".join(self.store.names[int(r)] for r in rows[:8])
-        raise NonFiniteError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; {changed}. Its {len(rows)} rows "
-            f"({names}{', ...' if len(rows) > 8 else ''}) are in {folder}. Lower train.learning_rate, use bfloat16 instead of float16, "
-            "or look at these rows with sft preview"
-        )
+            finite.write_rows(folder, rows, {"step": step + 1, "loss": loss, "grad_norm": grad_norm})
+        spoilt = self.is_deepspeed_enabled  # it has stepped by now
+        raise finite.refusal(step, loss, grad_norm, rows.names, folder, spoilt=spoilt)
 
     # -- records ----------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write one line of metrics.jsonl from the trainer's own figures and the plan."""
         if "loss" in logs:
-            logs.update(self._speeds())
+            logs.update(self._speeds() | (self.scale.figures() if self.scale is not None else {}))
         Trainer.log(self, logs, start_time)  # past trl's, whose averages need host syncs that we do not make
         if "loss" not in logs:
             return
@@ -275,6 +267,9 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, then evaluate if the recipe says so, then save; the epoch's end brings no second turn."""
         self._refuse_non_finite()
+        if self.scale is not None and self.state.global_step > self._scaled:
+            self._scaled = self.state.global_step
+            self.scale.after_step(self._scaled)
         super()._maybe_log_save_evaluate(*args, **kwargs)
         every, step = self.recipe.output.eval_every, self.state.global_step
         if every and step % every == 0 and step < len(self.plan.steps) and step != self._evaluated:
@@ -355,10 +350,18 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         if self.state.global_step == 0:
             first = self.evaluate_now()
             self.first_eval = None if first is None else float(first["loss"])
-        elif self.record.metrics is not None:
-            before = [line for line in read_metrics(self.record.metrics.path) if "eval" in line]
-            self.first_eval = float(before[0]["eval"]["loss"]) if before else None
+        else:
+            self._after_resuming()
         self.restart_clock()
+
+    def _after_resuming(self) -> None:
+        """What the record of the earlier run says goes on."""
+        lines = [] if self.record.metrics is None else read_metrics(self.record.metrics.path)
+        before = [line for line in lines if "eval" in line]
+        self.first_eval = float(before[0]["eval"]["loss"]) if before else None
+        if self.scale is not None:
+            self.scale.resumed(max((int(line.get("steps_skipped", 0)) for line in lines), default=0))
+        self._scaled = self.state.global_step
 
     def _drill(self) -> None:
         """Save what training will save, read it back, compare every tensor, remove it."""

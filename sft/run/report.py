@@ -186,6 +186,9 @@ def _facts(run: Line, steps: list[Line]) -> list[tuple[str, str]]:
     ]
     if steps:
         wait = sum(line["data_wait"] * line["seconds"] for line in steps) / sum(line["seconds"] for line in steps)
+        if "loss_scale" in steps[-1]:
+            left_out = f"{steps[-1]['steps_skipped']:,} steps left out, whose gradients overflowed"
+            facts.append(("loss scale", f"{steps[-1]['loss_scale']:g}; {left_out}"))
         facts += [("waiting for data", f"{wait:.2%} of the time"), ("utilisation", str(run.get("utilisation", "-")))]
     if run.get("isolation"):
         measured = ", ".join(f"{name} {value:.1e}" for name, value in run["isolation"].items())

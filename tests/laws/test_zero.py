@@ -41,7 +41,7 @@ def test_a_loss_that_is_not_finite_says_what_became_of_the_weights(deepspeed: bo
     trainer = SimpleNamespace(
         is_deepspeed_enabled=deepspeed,
         plan=SimpleNamespace(steps=[[0]] * 5),
-        store=SimpleNamespace(names=["rows.jsonl:1"]),
+        store=SimpleNamespace(select=lambda rows: SimpleNamespace(names=["rows.jsonl:1"])),
         args=SimpleNamespace(output_dir=str(tmp_path)),
         is_world_process_zero=lambda: False,
     )
