@@ -36,10 +36,6 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("model.attention", f"{model.attention} is for flat rows; set attention: sdpa or train.batching: flat"))
     if model.attention in ("varlen", "flash", "cudnn") and (model.compute_dtype or model.dtype) == "float32":
         found.append(("model.attention", f"{model.attention} kernels need bfloat16 or float16; set model.compute_dtype"))
-    if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
-        found.append(
-            ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
-        )
     if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
         found.append(
             (
@@ -63,13 +59,23 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         )
     if train.sharding == "fsdp" and type(train.gradient_checkpointing) is int:
         found.append(("train.gradient_checkpointing", "a number of layers is for sharding: none; set true or false under fsdp"))
+    if model.scratch is not None and lora is not None:
+        found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
+    return found + _type_disagreements(recipe) + _float8_disagreements(recipe)
+
+
+def _type_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    model, train, lora = recipe.model, recipe.train, recipe.lora
+    found: list[tuple[str, str]] = []
+    if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
+        found.append(
+            ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
+        )
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
     if train.loss_scale is not None and (model.compute_dtype or model.dtype) != "float16":
         found.append(("train.loss_scale", "only float16 products are scaled; remove it, or set model.compute_dtype: float16"))
-    if model.scratch is not None and lora is not None:
-        found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
-    return found + _float8_disagreements(recipe)
+    return found
 
 
 def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from sft.recipe import LossScaleSection, Recipe
 from sft.train import run
 from tests.runs import tiny_recipe
 
-QUIET = {"output__eval_every": None, "output__merge": False}
+QUIET: dict[str, Any] = {"output__eval_every": None, "output__merge": False}
 
 
 def stepped(gradients: list[float], **section: Any) -> tuple[list[dict[str, float]], float]:
