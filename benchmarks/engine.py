@@ -26,6 +26,12 @@ VARIANTS: dict[str, list[str]] = {
     "full_master_compiled": ["train.compile=on"],
     "full_stochastic": [*BFLOAT16, "train.optimizer=adamw_stochastic"],
     "full_stochastic_compiled": [*BFLOAT16, "train.optimizer=adamw_stochastic", "train.compile=on"],
+    "full_8bit_checkpointing": [
+        *BFLOAT16,
+        "train.optimizer=adamw_8bit_stochastic",
+        "train.compile=on",
+        "train.gradient_checkpointing=true",
+    ],
     "full_float8": [*BFLOAT16, "train.optimizer=adamw_stochastic", "train.float8=true"],
     "lora": [*BFLOAT16, LORA],
     "lora_compiled": [*BFLOAT16, LORA, "train.compile=on"],

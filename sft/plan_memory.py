@@ -230,14 +230,14 @@ def _weights(recipe: Recipe, shape: ModelShape, shards: int) -> list[Part]:
 
 
 def _states(recipe: Recipe, trainable: int, size: int, shards: int) -> Part:
-    """Optimiser states: torch's AdamW keeps two in the type of the weights; bitsandbytes two bytes and a float32 per 256 each."""
+    """Optimiser states: torch's AdamW keeps two in the type of the weights; 8-bit ones two bytes and a float32 per 256 each."""
     kind = recipe.train.optimizer
     if recipe.train.cpu_offload or kind in ("sgd", "paged_adamw_8bit"):
         why = {"sgd": "SGD has none", "paged_adamw_8bit": "paged out when memory is short"}.get(
             kind, "in main memory (cpu_offload)"
         )
         return Part("optimiser states", 0.0, why)
-    each = 2 * size if kind in ("adamw", "adamw_stochastic") else 2 + 2 * 4 / 256
+    each = 2 * size if "8bit" not in kind else 2 + 2 * 4 / 256
     return _part("optimiser states", trainable * each / shards, f"{short(trainable)} x {each:g} bytes / {shards}")
 
 

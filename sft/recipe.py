@@ -222,9 +222,9 @@ class TrainSection(Section):
     """Warm-up as a share of all steps."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Warm-up in steps."""
-    optimizer: Literal["adamw", "adamw_stochastic", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
-    """AdamW with states in the type of the weights; on bfloat16 weights and states with stochastic rounding; the bitsandbytes 8-bit ones; or
-    plain SGD."""
+    optimizer: Literal["adamw", "adamw_stochastic", "adamw_8bit", "adamw_8bit_stochastic", "paged_adamw_8bit", "sgd"] = "adamw"
+    """AdamW with states in the type of the weights; ``stochastic``: on bfloat16 weights, rounded stochastically; ``8bit``: states in 8 bits
+    (bitsandbytes; with ``stochastic`` torchao); ``paged``: states in main memory where it is short; or plain SGD."""
     weight_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decoupled weight decay; norms and biases are left out."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)

@@ -36,13 +36,9 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("model.attention", f"{model.attention} is for flat rows; set attention: sdpa or train.batching: flat"))
     if model.attention in ("varlen", "flash", "cudnn") and (model.compute_dtype or model.dtype) == "float32":
         found.append(("model.attention", f"{model.attention} kernels need bfloat16 or float16; set model.compute_dtype"))
-    if train.optimizer in ("adamw_8bit", "paged_adamw_8bit") and train.sharding == "fsdp":
-        found.append(
-            (
-                "train.optimizer",
-                "bitsandbytes' optimisers cannot take shards (FSDP2); set adamw or adamw_stochastic, or sharding: none",
-            )
-        )
+    if "8bit" in train.optimizer and train.sharding == "fsdp":
+        said = "8-bit states were not shown to be right over shards (FSDP2); set adamw or adamw_stochastic, or sharding: none"
+        found.append(("train.optimizer", said))
     if train.sharding == "deepspeed":
         found += _deepspeed_disagreements(recipe)
     if train.compile == "on" and train.batching == "padded":
@@ -67,10 +63,9 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
 def _type_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
     model, train, lora = recipe.model, recipe.train, recipe.lora
     found: list[tuple[str, str]] = []
-    if train.optimizer == "adamw_stochastic" and (lora is not None or model.dtype != "bfloat16"):
-        found.append(
-            ("train.optimizer", "adamw_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw")
-        )
+    if "stochastic" in train.optimizer and (lora is not None or model.dtype != "bfloat16"):
+        said = f"{train.optimizer} is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw"
+        found.append(("train.optimizer", said))
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
     if train.loss_scale is not None and (model.compute_dtype or model.dtype) != "float16":

@@ -231,6 +231,12 @@ def test_optimiser_states(kind: str, each: float) -> None:
     assert part(memory_estimate(recipe(train__optimizer=kind), model_shape(TINY), LOAD), "optimiser states") == TOTAL * each
 
 
+@pytest.mark.parametrize(("kind", "each"), [("adamw_stochastic", 4.0), ("adamw_8bit_stochastic", 2 + 8 / 256)])
+def test_states_of_bfloat16_weights(kind: str, each: float) -> None:
+    rec = recipe(train__optimizer=kind, model__dtype="bfloat16")
+    assert part(memory_estimate(rec, model_shape(TINY), LOAD), "optimiser states") == TOTAL * each
+
+
 def test_sharding_divides_and_adds_one_whole_layer() -> None:
     shape = model_shape(TINY)
     memory = memory_estimate(recipe(train__sharding="fsdp", plan__gpus=4), shape, TWO)

@@ -276,8 +276,12 @@ def refusals(tmp_path: Path, *overrides: str) -> list[str]:
             "train.sharding: a quantised base cannot be sharded here; set sharding: none or quantization: none",
         ),
         (
+            ["train.optimizer=adamw_8bit_stochastic"],
+            "train.optimizer: adamw_8bit_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw",
+        ),
+        (
             ["train.optimizer=adamw_8bit", "train.sharding=fsdp"],
-            "train.optimizer: bitsandbytes' optimisers cannot take shards (FSDP2); "
+            "train.optimizer: 8-bit states were not shown to be right over shards (FSDP2); "
             "set adamw or adamw_stochastic, or sharding: none",
         ),
         (

@@ -8,7 +8,11 @@ from typing import Final
 from sft.errors import InputError
 from sft.recipe import Recipe
 
-_BNB_OPTIMIZERS: Final = ("adamw_8bit", "paged_adamw_8bit")
+_OPTIMIZERS: Final = {
+    "adamw_8bit": ("bitsandbytes", "'vicugna[bnb]'"),
+    "paged_adamw_8bit": ("bitsandbytes", "'vicugna[bnb]'"),
+    "adamw_8bit_stochastic": ("torchao", "'vicugna[torchao]'"),
+}
 
 
 def refuse_missing_packages(recipe: Recipe) -> None:
@@ -18,8 +22,8 @@ def refuse_missing_packages(recipe: Recipe) -> None:
         InputError: all that is missing, each with its key and the command that mends it.
     """
     needed: list[tuple[str, str, str, str]] = []
-    if recipe.train.optimizer in _BNB_OPTIMIZERS:
-        needed.append(("train.optimizer", recipe.train.optimizer, "bitsandbytes", "'vicugna[bnb]'"))
+    if recipe.train.optimizer in _OPTIMIZERS:
+        needed.append(("train.optimizer", recipe.train.optimizer, *_OPTIMIZERS[recipe.train.optimizer]))
     if recipe.train.sharding == "deepspeed":
         needed.append(("train.sharding", "deepspeed", "deepspeed", "'vicugna[deepspeed]'"))
     needed += [("output.report_to", tracker, tracker, tracker) for tracker in recipe.output.report_to]

@@ -24,7 +24,7 @@ from sft import files
 from sft.data.dataset import running_numbers
 from sft.data.packing import StepPlan
 from sft.data.store import RowStore
-from sft.engine import checkpoints, finite, regional, sharding
+from sft.engine import checkpoints, finite, optimizers, regional, sharding
 from sft.engine.batches import PlannedBatches
 from sft.engine.checkpointing import checkpoint_first
 from sft.engine.loss import plain_head, step_loss
@@ -74,7 +74,6 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     on_gpu = device.type == "cuda"
     # A fused step that a scaler leaves out looks taken to accelerate, and the schedule would go on.
     fused = on_gpu and mixed != "float16"
-    optimizers = {"adamw": "adamw_torch_fused" if fused else "adamw_torch", "adamw_stochastic": "adamw_torch"}
     # transformers renamed this knob in 5.20; both names are understood here
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
@@ -99,7 +98,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
         adam_beta2=train.beta2,
         adam_epsilon=train.epsilon,
         max_grad_norm=train.max_grad_norm,
-        optim=optimizers.get(train.optimizer, train.optimizer),
+        optim=optimizers.trainer_name(train.optimizer, fused=fused),
         bf16=mixed == "bfloat16" and train.sharding != "deepspeed",  # which has an autocast of its own
         fp16=mixed == "float16",
         tf32=train.tf32 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else None,
@@ -159,10 +158,8 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
             regional.compile_layers(kwargs["model"])
         batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)
         super().__init__(train_dataset=running_numbers(len(batches)), data_collator=batches, **kwargs)
-        if recipe.train.optimizer == "adamw_stochastic":
-            train = recipe.train
-            options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon, "seed": train.seed}
-            self.optimizer_cls_and_kwargs = (StochasticAdamW, options)
+        if (own := optimizers.own(recipe)) is not None:
+            self.optimizer_cls_and_kwargs = own
         scaler = self.accelerator.scaler
         self.scale = None if scaler is None else LossScale(scaler, recipe.train.loss_scale or LossScaleSection())
         self.remove_callback(PrinterCallback)  # our bar shows the records

@@ -59,7 +59,15 @@ def _attention(*kernels: str) -> Callable[[Recipe], str | None]:
 def _bitsandbytes(recipe: Recipe) -> str | None:
     if recipe.model.quantization in ("int8", "nf4", "fp4"):
         return f"model.quantization: {recipe.model.quantization}"
-    return f"train.optimizer: {recipe.train.optimizer}" if "8bit" in recipe.train.optimizer else None
+    return (
+        f"train.optimizer: {recipe.train.optimizer}" if recipe.train.optimizer in ("adamw_8bit", "paged_adamw_8bit") else None
+    )
+
+
+def _compiled(recipe: Recipe) -> str | None:
+    if recipe.train.compile == "on":
+        return "train.compile: on"
+    return f"train.optimizer: {recipe.train.optimizer}" if "stochastic" in recipe.train.optimizer else None
 
 
 # The bound of the kernels is also what attention: auto goes by (sft.model.attention).
@@ -75,11 +83,11 @@ FEATURES: Final = (
         lambda recipe: "set model.quantization: none" if recipe.model.quantization != "none" else "set train.optimizer: adamw",
     ),
     Feature(  # torch's own refusal, raised by inductor
-        "compiled layers",
+        "compiled layers, stochastic AdamW",
         (7, 0),
         "Triton makes no code for it",
-        lambda recipe: "train.compile: on" if recipe.train.compile == "on" else None,
-        lambda recipe: "set train.compile: off",
+        _compiled,
+        lambda recipe: "set train.compile: off" if recipe.train.compile == "on" else "set train.optimizer: adamw",
     ),
     Feature(
         "bfloat16 products",

@@ -38,6 +38,13 @@ def test_deepspeed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         refuse_missing_packages(recipe)
 
 
+def test_torchao_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path / "run", model__dtype="bfloat16", train__optimizer="adamw_8bit_stochastic")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(InputError, match=r"optimizer: adamw_8bit_stochastic needs torchao: pip install 'vicugna\[torchao\]'"):
+        refuse_missing_packages(recipe)
+
+
 def test_what_is_not_asked_for_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path / "run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,18 @@ NEVER_STOPPED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
         None,
         {"output__save_every": 1, "model__dtype": "bfloat16", "train__optimizer": "adamw_stochastic", "output__drill": "on"},
     ),
+    "stochastic_8bit": (
+        None,
+        {"output__save_every": 1, "model__dtype": "bfloat16", "train__optimizer": "adamw_8bit_stochastic"},
+    ),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _eagerly() -> Iterator[None]:
+    """torchao compiles its step for each shape, which takes longer than all steps here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(  # 3 steps make an epoch: the middle, the end, the middle of the next
-    ("kind", "step"), [*((kind, step) for kind in ("full", "lora") for step in (1, 2, 4, 5)), ("stochastic", 4)]
+    ("kind", "step"),
+    [*((kind, step) for kind in ("full", "lora") for step in (1, 2, 4, 5)), ("stochastic", 4), ("stochastic_8bit", 4)],
 )
 def test_resume_is_straight(
     straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, step: int
