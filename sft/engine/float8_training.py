@@ -84,7 +84,7 @@ def convert(model: nn.Module) -> int:
     """Let the linear layers of a model, the head apart, multiply in float8 from now on. In place.
 
     Returns:
-        Layers converted. One whose sides are no multiples of 16 stays as it is.
+        Layers that do now. One whose sides are no multiples of 16 stays as it is.
 
     Raises:
         ModelError: there are none.
@@ -92,6 +92,8 @@ def convert(model: nn.Module) -> int:
     base: Any = model
     head, count = base.get_output_embeddings(), 0
     for module in model.modules():
+        if type(module) is Float8TrainedLinear:  # the memory planner may have done it
+            count += 1
         fits = type(module) is nn.Linear and not (module.in_features % _MULTIPLE or module.out_features % _MULTIPLE)
         if fits and module is not head:
             module.__class__ = Float8TrainedLinear

@@ -124,6 +124,10 @@ def run_fullest(recipe: Recipe, plan: StepPlan, model: nn.Module, store: RowStor
     were: none, and untouched.
     """
     device = next(model.parameters()).device
+    if recipe.train.float8:
+        from sft.engine import float8_training  # brings torch's compiler along
+
+        float8_training.convert(model)
     compiled = regional.wanted(recipe, len(plan.steps), device)
     if compiled:
         regional.compile_layers(model)
