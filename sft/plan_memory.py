@@ -249,8 +249,8 @@ def compiled_bytes(recipe: Recipe, shape: ModelShape) -> float:
         c H + 2 r H + (2 h + 2 h_kv) D c + 3 F c      one norm's output, both residuals; q, k, v, output; gate, up, their product
 
     A LLaMA of 7B in bfloat16: 123 kB. Fitted to peaks measured on one H200 with torch 2.11 (70.9 GiB full, 8,192 tokens and A = 1; 46.1 and
-    74.8 GiB under LoRA with 8,192 and 16,384), not derived; in other types not measured. ``train.float8`` keeps down's input in one byte, F less
-    (112 kB; 95.0 GiB measured with 16,384 tokens, 93.4 estimated).
+    74.8 GiB under LoRA with 8,192 and 16,384), not derived; in other types not measured. ``train.float8`` keeps down's input in one byte,
+    F less: 112 kB (95.0 GiB measured with 16,384 tokens, 93.4 estimated).
     """
     r, c, _ = _types(recipe)
     width = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
