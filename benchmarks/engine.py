@@ -57,26 +57,30 @@ def _scratch() -> list[str]:
     return ["model.name_or_path=null", f"model.scratch={json.dumps({'config': SEVEN_B, 'vocab_size': 32000})}"]
 
 
+def settings_of(name: str, options: argparse.Namespace, folder: str) -> list[str]:
+    """Edits of the recipe that make it a variant on the rows and the model of the options, in a folder of its own."""
+    return [
+        "model.revision=null",
+        *(_scratch() if options.base is None else [f"model.name_or_path={options.base}"]),
+        f"data.sources=[{{path: {json.dumps(options.data)}, format: auto}}]",
+        f"data.cache_dir={options.cache}",
+        "data.max_drop_share=0.05",
+        f"train.max_steps={options.steps}",
+        "train.sharding=none",
+        f"output.dir={folder}/run",
+        f"output.log_every={options.log_every}",
+        "output.save_every=null",
+        "output.eval_every=null",
+        *VARIANTS[name],
+        *options.set,
+    ]
+
+
 def measure(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="vicugna-bench-") as folder:
-        sets = [
-            "model.revision=null",
-            *(_scratch() if options.base is None else [f"model.name_or_path={options.base}"]),
-            f"data.sources=[{{path: {json.dumps(options.data)}, format: auto}}]",
-            f"data.cache_dir={options.cache}",
-            "data.max_drop_share=0.05",
-            f"train.max_steps={options.steps}",
-            "train.sharding=none",
-            f"output.dir={folder}/run",
-            f"output.log_every={options.log_every}",
-            "output.save_every=null",
-            "output.eval_every=null",
-            *VARIANTS[name],
-            *options.set,
-        ]
         begun = time.time()
         command = [sys.executable, __file__, "--data", options.data, "--recipe", options.recipe, "--child"]
-        for item in sets:
+        for item in settings_of(name, options, folder):
             command += ["--set", item]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         file = Path(folder) / "run" / "metrics.jsonl"
