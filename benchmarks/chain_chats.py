@@ -1,7 +1,8 @@
 """Make long conversations of short ones: turns of many, one behind the other, until there are as many characters as asked for.
 
 ``python benchmarks/chain_chats.py CHATS.json OUT.json [--characters 80000]``. For runs of 16,384 tokens where few real chats are
-that long; pieces are cut by the recipe (``data.overflow: split``). Reads and writes ShareGPT's format; a conversation that does not start with a person is left out.
+that long; pieces are cut by the recipe (``data.overflow: split``). Reads and writes ShareGPT's format; a
+conversation that does not start with a person is left out.
 """
 
 from __future__ import annotations
