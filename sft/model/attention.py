@@ -4,7 +4,7 @@ Four backends take ``cu_seq_lens_q`` (document borders) and no mask:
 
 =================  ==========================================================  ==========================
 ``vicugna_cudnn``  cuDNN, if nvidia-cudnn-frontend is installed                 Hopper, bfloat16 and float16
-``vicugna_flash``  flash-attn 2, if the package is installed                    CUDA, bfloat16 and float16
+``vicugna_flash``  flash-attn 2, 3 or 4, if installed                           CUDA, bfloat16 and float16
 ``vicugna_varlen`` ``torch.nn.attention.varlen.varlen_attn`` (torch >= 2.10)     CUDA, bfloat16 and float16
 ``vicugna_sdpa``   one causal SDPA per document                                 everything else
 =================  ==========================================================  ==========================
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from sft.data.collate import flat_batch
 from sft.errors import IsolationError, ModelError
-from sft.model import capability, cudnn_attention
+from sft.model import capability, cudnn_attention, flash_kernels
 
 FLAT_BACKENDS = ("vicugna_cudnn", "vicugna_flash", "vicugna_varlen", "vicugna_sdpa")
 
@@ -100,7 +100,7 @@ def block_sdpa(
 
 
 _kernels: dict[str, Callable[..., Tensor]] = {}
-"""torch's varlen kernel, once it was asked for: compiled layers must find it ready, for its signature cannot be looked up in them."""
+"""The varlen kernels, once asked for: compiled layers must find them ready, for a signature or a package cannot be looked up in them."""
 
 
 def _varlen_call() -> Callable[..., Tensor]:
@@ -177,18 +177,14 @@ def flash(
     max_length_q: int | None = None,
     **extras: Any,
 ) -> tuple[Tensor, None]:
-    """flash-attn's varlen kernel. Shapes as :func:`block_sdpa`."""
+    """flash-attn's varlen kernel (:mod:`sft.model.flash_kernels`). Shapes as :func:`block_sdpa`."""
     if cu_seq_lens_q is None:
         return block_sdpa(module, query, key, value, None, dropout, scaling, sliding_window, **extras)
     _refuse_extras("vicugna_flash", dropout, extras)
-    from flash_attn import flash_attn_varlen_func
-
     q, k, v = _for_kernel(query, key, value)
-    longest = max_length_q or q.shape[0]
-    window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
-    out = flash_attn_varlen_func(
-        q, k, v, cu_seq_lens_q, cu_seq_lens_q, longest, longest, softmax_scale=scaling, causal=True, window_size=window
-    )
+    if "flash" not in _kernels:
+        _kernels["flash"] = flash_kernels.kernel(torch.cuda.get_device_capability(q.device))
+    out = _kernels["flash"](q, k, v, cu_seq_lens_q, max_length_q or q.shape[0], scaling, sliding_window)
     return out.unsqueeze(0), None
 
 
@@ -241,11 +237,14 @@ def choose(wanted: str, flat: bool, dtype: torch.dtype, device: torch.device) ->
     if not flat:
         return "eager" if wanted == "eager" else "sdpa"
     kernel_ready = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    kernel_ready = kernel_ready and torch.cuda.get_device_capability(device) >= capability.VARLEN
-    have_flash = importlib.util.find_spec("flash_attn") is not None
+    card = torch.cuda.get_device_capability(device) if kernel_ready else (0, 0)
+    kernel_ready = card >= capability.VARLEN
+    have_flash = flash_kernels.newest(card) is not None
     have_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if wanted == "flash" and not (have_flash and kernel_ready):
-        raise ModelError("model.attention: flash needs the flash-attn package, a CUDA device and bfloat16 or float16; try auto")
+        raise ModelError(
+            "model.attention: flash needs flash-attn (2, 3 or 4, as the card can run), a CUDA device and bfloat16 or float16; try auto"
+        )
     if wanted == "varlen" and not (have_varlen and kernel_ready):
         raise ModelError("model.attention: varlen needs torch 2.10, a CUDA device and bfloat16 or float16; try auto")
     have_cudnn = cudnn_attention.installed()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sft.errors import IsolationError, ModelError
-from sft.model import attention
+from sft.model import attention, flash_kernels
 from sft.model.attention import block_sdpa, check_isolation, choose, isolation_tolerance, register
 from sft.train import run
 from tests.builders import LLAMA, OPT, byte_level, save_tiny, tiny_model
@@ -31,15 +31,15 @@ VOCAB = 300
 @pytest.mark.parametrize(
     ("packages", "capability", "dtype", "device", "chosen"),
     [
-        ("cudnn flash_attn varlen", (9, 0), HALF, CUDA, "vicugna_cudnn"),
-        ("cudnn flash_attn varlen", (8, 0), HALF, CUDA, "vicugna_flash"),
+        ("cudnn flash-attn varlen", (9, 0), HALF, CUDA, "vicugna_cudnn"),
+        ("cudnn flash-attn varlen", (8, 0), HALF, CUDA, "vicugna_flash"),
         ("cudnn varlen", (8, 0), HALF, CUDA, "vicugna_varlen"),
-        ("flash_attn varlen", (9, 0), HALF, CUDA, "vicugna_flash"),
+        ("flash-attn varlen", (9, 0), HALF, CUDA, "vicugna_flash"),
         ("varlen", (9, 0), HALF, CUDA, "vicugna_varlen"),
         ("varlen", (9, 0), torch.float16, CUDA, "vicugna_varlen"),
         ("", (9, 0), HALF, CUDA, "vicugna_sdpa"),
-        ("cudnn flash_attn varlen", (9, 0), FULL, CUDA, "vicugna_sdpa"),
-        ("cudnn flash_attn varlen", (9, 0), HALF, CPU, "vicugna_sdpa"),
+        ("cudnn flash-attn varlen", (9, 0), FULL, CUDA, "vicugna_sdpa"),
+        ("cudnn flash-attn varlen", (9, 0), HALF, CPU, "vicugna_sdpa"),
     ],
 )
 def test_auto_takes_the_best_kernel_there_is(
@@ -54,6 +54,7 @@ def test_auto_takes_the_best_kernel_there_is(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: find("torch") if name.split(".")[-1] in packages.split() else None
     )
+    monkeypatch.setattr(flash_kernels, "_is_installed", lambda version: version.distribution in packages.split())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose("auto", True, dtype, device) == chosen
 
