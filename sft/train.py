@@ -29,8 +29,9 @@ from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
 from sft.engine.ranks import Ranks
+from sft.engine.records import Record
 from sft.engine.sharding import forget_deepspeed, refuse_alone, refuse_tied_adapters
-from sft.engine.trainer import PlannedTrainer, Record, training_arguments
+from sft.engine.trainer import PlannedTrainer, training_arguments
 from sft.errors import InputError
 from sft.model import adapters, capability, merge, servable
 from sft.model.attention import check_isolation, isolation_tolerance

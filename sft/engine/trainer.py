@@ -10,8 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from sft.engine.checkpointing import checkpoint_first
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.loss_scale import LossScale
 from sft.engine.memory import product_type
-from sft.engine.metrics import FlopModel, MetricsFile, peak_memory, read_metrics
+from sft.engine.metrics import read_metrics
+from sft.engine.records import Record, Recorded
 from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import RunError
 from sft.model import adapters
@@ -38,30 +38,6 @@ from sft.model.load import DTYPES, compute_dtype
 from sft.recipe import LossScaleSection, Recipe
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Record:
-    """What the trainer writes besides weights.
-
-    Attributes:
-        metrics: the open record; None on ranks other than 0.
-        flops: FLOP model of a step.
-        rate: FLOP/s that utilisation refers to.
-        manifest: goes into every checkpoint as vicugna.json.
-        evaluate: called at the recipe's evaluation steps; returns what is recorded.
-        on_record: called with every record, for the screen.
-    """
-
-    metrics: MetricsFile | None
-    flops: FlopModel
-    rate: float
-    manifest: dict[str, Any]
-    evaluate: Callable[[int], dict[str, Any] | None]
-    on_record: Callable[[dict[str, Any]], None]
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-    last_step: int = 0
 
 
 def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> SFTConfig:
@@ -130,7 +106,7 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     return arguments
 
 
-class PlannedTrainer(sharding.Sharded, SFTTrainer):
+class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
     """An SFTTrainer whose steps, loss and checkpoints follow a :class:`~sft.data.packing.StepPlan`."""
 
     # compute_loss divides by the tokens of the whole step, so the trainer must not divide by A again.
@@ -222,44 +198,7 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         spoilt = self.is_deepspeed_enabled  # it has stepped by now
         raise finite.refusal(step, loss, grad_norm, rows.names, folder, spoilt=spoilt)
 
-    # -- records ----------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Write one line of metrics.jsonl from the trainer's own figures and the plan."""
-        if "loss" in logs:
-            logs.update(self._speeds() | (self.scale.figures() if self.scale is not None else {}))
-        Trainer.log(self, logs, start_time)  # past trl's, whose averages need host syncs that we do not make
-        if "loss" not in logs:
-            return
-        record = {"step": self.state.global_step, **logs, "epoch": self.plan.epoch_at(self.state.global_step)}
-        if self.record.metrics is not None:
-            self.record.metrics.write(record)
-        self.record.on_record(record)
-
-    def _speeds(self) -> dict[str, float]:
-        now, step = time.perf_counter(), self.state.global_step
-        if self.args.device.type == "cuda":
-            torch.cuda.synchronize(self.args.device)
-            now = time.perf_counter()
-        done = range(self.record.last_step, step)
-        seconds = max(now - self.record.since, 1e-9)
-        tokens = sum(self.plan.total_tokens(s) for s in done)
-        trained = sum(self.plan.trained_tokens(s) for s in done)
-        flops = sum(self.record.flops.step(self.plan, s) for s in done)
-        out = {
-            "tokens_per_second": tokens / seconds,
-            "trained_tokens_per_second": trained / seconds,
-            "utilisation": flops / seconds / (self.record.rate * self.plan.world),
-            "data_wait": self.record.waited / seconds,
-            "seconds": seconds,
-            "memory_gib": peak_memory(self.args.device),
-        }
-        self.restart_clock()
-        return out
-
-    def restart_clock(self) -> None:
-        """Leave evaluation and saving out of the speeds."""
-        self.record.since, self.record.waited, self.record.last_step = time.perf_counter(), 0.0, self.state.global_step
+    # -- after a step ------------------------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, then evaluate if the recipe says so, then save; the epoch's end brings no second turn."""
@@ -272,17 +211,6 @@ class PlannedTrainer(sharding.Sharded, SFTTrainer):
         if every and step % every == 0 and step < len(self.plan.steps) and step != self._evaluated:
             self._evaluated = step
             self.evaluate_now()
-
-    def evaluate_now(self) -> dict[str, Any] | None:
-        """Evaluate on the held-out rows and record the result."""
-        result = self.record.evaluate(self.state.global_step)
-        if result is not None:
-            record = {"step": self.state.global_step, "epoch": self.plan.epoch_at(self.state.global_step), "eval": result}
-            if self.record.metrics is not None:
-                self.record.metrics.write(record)
-            self.record.on_record(record)
-        self.restart_clock()
-        return result
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
