@@ -24,7 +24,7 @@ from sft import files
 from sft.data.dataset import Prepared, prepare
 from sft.data.packing import StepPlan, plan_steps
 from sft.data.tokenize import RowEncoder
-from sft.engine import checkpoints, manifest, memory
+from sft.engine import checkpoints, manifest, memory, regional
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
@@ -66,6 +66,7 @@ def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, probe:
         InputError: anything that the user can mend, before a step is taken.
         RunError: a run that went wrong; the last checkpoint stands.
     """
+    regional.keep_compilations()
     ranks = Ranks.join(offload=recipe.train.cpu_offload)
     device = _able_device(recipe, ranks)
     run_dir, start = _open_run_dir(recipe, ranks, resume, overwrite)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+# what tests compile is not put into the user's cache
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "vicugna-tests-compiled"))
 settings.register_profile("vicugna", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("vicugna")
 

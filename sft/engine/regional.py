@@ -9,6 +9,8 @@ as another side of its tensors (4,096 tokens of 4,096 numbers), which dynamo tak
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,13 @@ from sft.recipe import Recipe
 
 _WORTH = 100
 """Steps from which on a compilation (half a minute) pays by itself."""
+
+
+def keep_compilations() -> None:
+    """Let what is compiled be found by the next run: under ``VICUGNA_CACHE``, else ``~/.cache/vicugna``, not in the machine's temporary files,
+    which do not stay and which others may write. ``TORCHINDUCTOR_CACHE_DIR`` is kept to if it is set."""
+    root = Path(os.environ.get("VICUGNA_CACHE") or Path.home() / ".cache" / "vicugna")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
 
 
 def wanted(recipe: Recipe, steps: int, device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,16 @@ def test_one_compilation_does_for_all_layers_whatever_the_first_row(tuning: str)
     assert once > 0
     as_long_as_wide = LLAMA["hidden_size"]
     assert graphs_of(tuning, 2, [as_long_as_wide, 40, 72]) == once
+
+
+def test_compilations_are_kept_where_the_user_s_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VICUGNA_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    regional.keep_compilations()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    regional.keep_compilations()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
 
 
 def test_a_model_without_layers_is_refused() -> None:
