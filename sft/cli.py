@@ -266,8 +266,10 @@ def main() -> None:
     rank0 = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING if not rank0 else logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # its retries; the failure itself is ours to tell
-    for noisy in ("httpx", "huggingface_hub", "datasets", "matplotlib", "torchao", "accelerate", "transformers", "torch"):
+    for noisy in ("httpx", "huggingface_hub", "datasets", "matplotlib", "accelerate", "transformers", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # what they could not load here is not used
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app()

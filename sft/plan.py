@@ -234,6 +234,8 @@ def _candidates(recipe: Recipe) -> list[tuple[str, list[Settings]]]:
         size = max(size // 2, recipe.data.max_length)
         sizes.append(size)
     adapters: Settings = {"lora.rank": 16, "lora.alpha": 32.0}
+    if "stochastic" in recipe.train.optimizer:  # not for adapters, whose weights are float32
+        adapters["train.optimizer"] = "adamw_8bit" if "8bit" in recipe.train.optimizer else "adamw"
     half: Settings = {"model.dtype": "bfloat16", "model.compute_dtype": "bfloat16"}
     unsharded: Settings = {"train.cpu_offload": False, "train.sharding": "none"} if recipe.train.sharding != "none" else {}
     frozen = recipe.lora is not None
@@ -245,6 +247,11 @@ def _candidates(recipe: Recipe) -> list[tuple[str, list[Settings]]]:
             recipe.train.optimizer == "adamw" and recipe.train.sharding == "none",  # its states are not sharded
             "optimiser states in 8 bits",
             [{"train.optimizer": "adamw_8bit"}],
+        ),
+        (
+            not frozen and recipe.train.sharding == "none",
+            "weights in bfloat16, rounded stochastically: another arithmetic, as good where it was measured",
+            [{**half, "train.optimizer": name} for name in ("adamw_stochastic", "adamw_8bit_stochastic")],
         ),
         (not frozen, "adapters instead of all weights; they want a learning rate about ten times higher", [adapters]),
         (frozen and recipe.model.dtype == "float32", "the frozen base in half the bytes", [half]),

@@ -259,9 +259,17 @@ def compiled_bytes(recipe: Recipe, shape: ModelShape) -> float:
 
 
 def checkpointed_layers(recipe: Recipe, shape: ModelShape) -> int:
-    """Layers whose activations are recomputed, from the first on. An unanswered ``auto`` counts as false."""
+    """Layers whose activations are recomputed, from the first on. An unanswered ``auto`` counts as false.
+
+    Raises:
+        ModelError: more than the model has.
+    """
     asked = recipe.train.gradient_checkpointing
-    return 0 if isinstance(asked, str) else shape.layers if asked is True else min(int(asked), shape.layers)
+    if not isinstance(asked, str) and int(asked) > shape.layers:
+        raise ModelError(
+            f"train.gradient_checkpointing: {asked} layers, but the model has {shape.layers}; lower it, or set true"
+        )
+    return 0 if isinstance(asked, str) else shape.layers if asked is True else int(asked)
 
 
 def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load, *, compiled: bool = False) -> MemoryPlan:

@@ -45,7 +45,7 @@ def _time_lines(plan: Plan) -> list[tuple[str, str]]:
         ("FLOP", f"{t.flop_per_token * tokens:.3g} = {tokens:,} tokens x {t.flop_per_token:.4g}"),
     ]
     if t.tokens_per_second is None or t.hours is None or t.gpu_hours is None or t.kwh is None or t.co2_kg is None:
-        return [*lines, ("hours", "unknown: set plan.tokens_per_second, or probe")]
+        return [*lines, ("hours", "unknown: set plan.tokens_per_second, or time steps with --probe")]
     lines.append(
         ("hours", f"{t.hours:,.3g} h = {tokens:,} tokens / {t.tokens_per_second:,.0f} per second ({t.rate_from}) / 3600")
     )

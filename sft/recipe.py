@@ -239,7 +239,7 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: less memory, about a quarter more time. A number: of the first so many layers only. ``auto``:
     of as few layers as the memory allows, measured before the first step."""
     loss_scale: LossScaleSection | None = None
-    """Of float16 products: how losses are scaled so that gradients do not vanish. Null: the defaults."""
+    """Of float16 products on GPUs: how losses are scaled so that gradients do not vanish. Null: the defaults."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -260,7 +260,8 @@ class TrainSection(Section):
     def _enough(cls, value: int | str, info: pydantic.ValidationInfo) -> int | str:
         least = 8 if info.field_name == "tokens_per_device" else 1
         if type(value) is int and value < least:
-            raise ValueError(f"must be at least {least}, got {value}")
+            other = "auto" if info.field_name == "tokens_per_device" else "false"
+            raise ValueError(f"must be at least {least}, or {other}, got {value}")
         return value
 
     @pydantic.model_validator(mode="after")

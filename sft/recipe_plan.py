@@ -14,14 +14,15 @@ _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?GiB")
 
 class MemorySection(Section):
     budget: str | None = None
-    """Most memory of one GPU that tensors may take, such as ``15GiB``; the CUDA context (about 0.6 GiB) comes on top. It is kept to: more is
-    refused to the run, not lent. Null: what is free on the GPU, less 3 %."""
+    """Most memory of one GPU that tensors may take, such as ``15GiB``; the CUDA context (about 0.6 GiB) comes on top. A run that asks torch for
+    more ends with an out-of-memory error. Null: what is free on the GPU, less 3 %."""
 
-    @pydantic.field_validator("budget")
+    @pydantic.field_validator("budget", mode="before")
     @classmethod
-    def _is_a_size(cls, value: str | None) -> str | None:
-        if value is not None and not (_SIZE.fullmatch(value) and float(value.removesuffix("GiB")) > 0):
-            raise ValueError(f"{value!r} is no amount of memory; write it as 15GiB or 7.5GiB")
+    def _is_a_size(cls, value: object) -> object:
+        fine = isinstance(value, str) and _SIZE.fullmatch(value) and float(value.removesuffix("GiB")) > 0
+        if value is not None and not fine:
+            raise ValueError(f"must be GiB above 0, written as 15GiB or 7.5GiB, got {value}")
         return value
 
     @property

@@ -49,8 +49,8 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(
             (
                 "train.sharding",
-                "memory is measured before the weights are sharded, so auto cannot be answered under fsdp; "
-                "give tokens_per_device and gradient_checkpointing",
+                "memory is measured before the weights are sharded, so auto cannot be answered under fsdp; give tokens_per_device and "
+                "gradient_checkpointing, or set sharding: none",
             )
         )
     if train.sharding == "fsdp" and type(train.gradient_checkpointing) is int:
@@ -63,9 +63,16 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
 def _type_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
     model, train, lora = recipe.model, recipe.train, recipe.lora
     found: list[tuple[str, str]] = []
-    if "stochastic" in train.optimizer and (lora is not None or model.dtype != "bfloat16"):
+    if "stochastic" in train.optimizer and lora is not None:
+        found.append(
+            ("train.optimizer", f"{train.optimizer} is for full tuning; adapters are float32: set adamw or adamw_8bit")
+        )
+    elif "stochastic" in train.optimizer and model.dtype != "bfloat16":
         said = f"{train.optimizer} is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw"
         found.append(("train.optimizer", said))
+    if lora is None and model.dtype == "bfloat16" and model.compute_dtype == "float16":
+        said = "float16 does not hold what bfloat16 weights may be; set compute_dtype: bfloat16, or dtype: float32"
+        found.append(("model.compute_dtype", said))
     if model.dtype == "float16" and lora is None:
         found.append(("model.dtype", "full tuning of float16 weights overflows; use float32 with compute_dtype: bfloat16"))
     if train.loss_scale is not None and (model.compute_dtype or model.dtype) != "float16":
@@ -77,9 +84,8 @@ def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
     model, train, lora = recipe.model, recipe.train, recipe.lora
     found: list[tuple[str, str]] = []
     if train.float8 and lora is not None:
-        found.append(
-            ("train.float8", "a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'")
-        )
+        mend = "set float8: false" if model.quantization == "float8" else "set that and float8: false, or remove 'lora:'"
+        found.append(("train.float8", f"float8 is for full tuning; a frozen base has model.quantization: float8; {mend}"))
     if train.float8 and (train.compile == "off" or train.batching == "padded"):
         found.append(
             ("train.float8", "float8 casts only pay in compiled layers over flat rows; set compile: on and batching: flat")
@@ -90,7 +96,7 @@ def _float8_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         )
     if (train.float8 or model.quantization == "float8") and (model.compute_dtype or model.dtype) != "bfloat16":
         key = "train.float8" if train.float8 else "model.quantization"
-        found.append((key, "what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"))
+        found.append((key, "products that are not in float8 must be in bfloat16; set model.compute_dtype: bfloat16"))
     if lora is not None and lora.dora and model.quantization in ("int8", "float8"):
         said = f"DoRA needs the base's weights, which peft cannot read from {model.quantization}; use nf4, or set dora: false"
         found.append(("lora.dora", said))

@@ -89,12 +89,14 @@ def test_suggestions_come_in_order_and_each_one_reduces() -> None:
         "--set train.tokens_per_device",
         "--set train.gradient_checkpointing",
         "--set train.optimizer",
-        "--set lora.rank",
         "--set model.dtype",
+        "--set lora.rank",
         "--set model.quantization",
     ]
     assert settings(plan)[0] == "--set train.tokens_per_device=512"
-    assert settings(plan)[3] == "--set lora.rank=16 --set lora.alpha=32.0"
+    half = "--set model.dtype=bfloat16 --set model.compute_dtype=bfloat16"
+    assert settings(plan)[3] == f"{half} --set train.optimizer=adamw_8bit_stochastic"
+    assert settings(plan)[4] == "--set lora.rank=16 --set lora.alpha=32.0 --set train.optimizer=adamw_8bit"
     totals = [plan.memory.total_gib, *(s.total_gib for s in plan.suggestions)]
     assert all(b < a for a, b in itertools.pairwise(totals))
     assert [s.fits for s in plan.suggestions] == [False] * 5 + [True]

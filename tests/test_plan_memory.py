@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from sft import plan_memory
 from sft.engine import head_loss
+from sft.errors import ModelError
 from sft.model.attention import register
 from sft.plan_memory import Load, activation_bytes, memory_estimate, model_shape, trainable_parameters
 from sft.recipe import LoraSection
@@ -268,3 +269,11 @@ def test_measured_peaks_of_a_7b_model_are_met_within_fifteen_percent(changes: di
     options = {"model__dtype": "bfloat16", **changes}
     memory = memory_estimate(recipe(**options), model_shape(llama_7b()), load)
     assert memory.total_gib - plan_memory.OVERHEAD_GIB == pytest.approx(peak, rel=0.15)
+
+
+def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
+    rec = recipe(train__gradient_checkpointing=TINY.num_hidden_layers + 1)
+    with pytest.raises(
+        ModelError, match=rf"gradient_checkpointing: {TINY.num_hidden_layers + 1} layers, but the model has \d+; lower it"
+    ):
+        memory_estimate(rec, model_shape(TINY), LOAD)

@@ -275,6 +275,22 @@ def refusals(tmp_path: Path, *overrides: str) -> list[str]:
             ["model.quantization=nf4", "train.sharding=fsdp", *LORA],
             "train.sharding: a quantised base cannot be sharded here; set sharding: none or quantization: none",
         ),
+        (["memory.budget=2GB"], "memory.budget: must be GiB above 0, written as 15GiB or 7.5GiB, got 2GB"),
+        (["memory.budget=2"], "memory.budget: must be GiB above 0, written as 15GiB or 7.5GiB, got 2"),
+        (["train.gradient_checkpointing=0"], "train.gradient_checkpointing: must be at least 1, or false, got 0"),
+        (["train.tokens_per_device=4"], "train.tokens_per_device: must be at least 8, or auto, got 4"),
+        (
+            ["train.optimizer=adamw_stochastic", "model.dtype=bfloat16", *LORA],
+            "train.optimizer: adamw_stochastic is for full tuning; adapters are float32: set adamw or adamw_8bit",
+        ),
+        (
+            ["model.dtype=bfloat16", "model.compute_dtype=float16"],
+            "model.compute_dtype: float16 does not hold what bfloat16 weights may be; set compute_dtype: bfloat16, or dtype: float32",
+        ),
+        (
+            ["train.float8=true", "model.compute_dtype=bfloat16", "model.quantization=float8", *LORA],
+            "train.float8: float8 is for full tuning; a frozen base has model.quantization: float8; set float8: false",
+        ),
         (
             ["train.optimizer=adamw_8bit_stochastic"],
             "train.optimizer: adamw_8bit_stochastic is for full tuning of bfloat16 weights; set model.dtype: bfloat16, or adamw",
@@ -340,12 +356,16 @@ def refusals(tmp_path: Path, *overrides: str) -> list[str]:
         ),
         (
             ["model.quantization=float8", *LORA],
-            "model.quantization: what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16",
+            "model.quantization: products that are not in float8 must be in bfloat16; set model.compute_dtype: bfloat16",
         ),
-        (["train.float8=true"], "train.float8: what is not in float8 is in bfloat16; set model.compute_dtype: bfloat16"),
+        (
+            ["train.float8=true"],
+            "train.float8: products that are not in float8 must be in bfloat16; set model.compute_dtype: bfloat16",
+        ),
         (
             ["train.float8=true", "model.compute_dtype=bfloat16", *LORA],
-            "train.float8: a frozen base is put into float8 by model.quantization: float8; set that, or remove 'lora:'",
+            "train.float8: float8 is for full tuning; a frozen base has model.quantization: float8; "
+            "set that and float8: false, or remove 'lora:'",
         ),
         (
             ["train.float8=true", "model.compute_dtype=bfloat16", "train.compile=off"],

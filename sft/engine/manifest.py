@@ -23,7 +23,7 @@ from sft.recipe import Recipe
 # Where things are written, and how the same steps are carried out: on how many processes, sharded or not, in which pieces.
 _FREE = (
     *("output.", "plan.", "memory.", "data.cache_dir", "model.attention"),
-    *("train.tokens_per_device", "train.tf32", "train.sharding", "train.cpu_offload"),
+    *("train.tokens_per_device", "train.gradient_checkpointing", "train.tf32", "train.sharding", "train.cpu_offload"),
 )
 _PACKAGES = (
     "vicugna",
@@ -35,6 +35,10 @@ _PACKAGES = (
     "tokenizers",
     "bitsandbytes",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "nvidia-cudnn-frontend",
+    "torchao",
     "deepspeed",
 )
 

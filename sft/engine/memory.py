@@ -164,7 +164,10 @@ def settle_run(
     if not recipe.automatic and recipe.memory.budget is None:
         return recipe, None
     recorded = None if start is None else manifest.recorded_memory(start)
-    return settle(recipe, model, lay_out, meter_for(recipe, model, store, pad_id, world), recorded, resumed=start is not None)
+    meter = meter_for(recipe, model, store, pad_id, world)
+    if meter is None and recipe.memory.budget is not None:
+        raise InputError("memory.budget: there is no GPU whose memory could be capped; remove it (--set memory.budget=null)")
+    return settle(recipe, model, lay_out, meter, recorded, resumed=start is not None)
 
 
 def settle(

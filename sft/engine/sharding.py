@@ -25,13 +25,15 @@ log = logging.getLogger(__name__)
 
 
 def refuse_alone(recipe: Recipe, world: int, device: torch.device) -> None:
-    """Refuse to shard among one, and to offload from nowhere.
+    """Refuse to shard among one, to offload from nowhere, and to scale what is not scaled.
 
     Raises:
         InputError: with what to change.
     """
     if recipe.train.cpu_offload and device.type != "cuda":
         raise InputError("train.cpu_offload: there is no GPU to offload from; set it to false (--set train.cpu_offload=false)")
+    if recipe.train.loss_scale is not None and device.type != "cuda":
+        raise InputError("train.loss_scale: only GPUs scale losses, and there is none; remove it (--set train.loss_scale=null)")
     if recipe.train.sharding != "none" and world == 1:
         raise InputError(
             f"train.sharding: {recipe.train.sharding} needs several processes and this is one; start with "

@@ -17,7 +17,7 @@ from sft.config import load
 from sft.engine.loss import step_loss
 from sft.engine.loss_scale import LossScale
 from sft.engine.metrics import read_metrics
-from sft.errors import NonFiniteError, RecipeError
+from sft.errors import InputError, NonFiniteError, RecipeError
 from sft.recipe import LossScaleSection, Recipe
 from sft.train import run
 from tests.runs import tiny_recipe
@@ -120,6 +120,12 @@ def test_a_step_that_overflows_teaches_nothing_and_is_seen_also_after_resuming(
     assert [(line["step"], line["loss"], line["loss_scale"], line["steps_skipped"]) for line in again] == [
         (line["step"], line["loss"], line["loss_scale"], line["steps_skipped"]) for line in lines
     ]
+
+
+def test_a_stated_scale_is_refused_where_nothing_is_scaled(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run", model__compute_dtype="float16", train__loss_scale={"start": 8.0})
+    with pytest.raises(InputError, match=r"train\.loss_scale: only GPUs scale losses, and there is none; remove it"):
+        run(recipe)
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,10 @@ def test_measuring_leaves_no_gradient_and_the_random_state(tmp_path: Path, meter
         with pytest.raises(Stop):
             run(tiny_recipe(tmp_path / "run", lora=LORA, **AUTO))
     assert seen == [(True, True)]
+
+
+def test_a_budget_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run")
+    recipe = recipe.model_copy(update={"memory": recipe.memory.model_copy(update={"budget": "2GiB"})})
+    with pytest.raises(InputError, match=r"memory\.budget: there is no GPU whose memory could be capped; remove it"):
+        run(recipe)
