@@ -137,6 +137,15 @@ def test_memory_knobs_may_change(straight: Callable[[str], Path], tmp_path: Path
     assert largest < 1e-4
 
 
+def test_recomputing_layers_from_here_on_is_the_same_run(
+    straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_until(tiny_recipe(tmp_path / "run", output__save_every=1), 2, monkeypatch)
+    run(tiny_recipe(tmp_path / "run", output__save_every=1, train__gradient_checkpointing=1), resume=True)
+    left, right = weights(straight("plain")), weights(tmp_path / "run")
+    assert all(torch.equal(left[k], right[k]) for k in left)
+
+
 def test_earlier_runs_are_not_overwritten(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "run", train__max_steps=1)
     run(recipe)
