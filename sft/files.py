@@ -56,6 +56,11 @@ def remove_drafts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def user_cache() -> Path:
+    """Folder for what is kept between runs: ``VICUGNA_CACHE``, else ``~/.cache/vicugna``."""
+    return Path(os.environ.get("VICUGNA_CACHE") or Path.home() / ".cache" / "vicugna")
+
+
 def free_bytes(folder: Path) -> int:
     """Free disk space where a folder lives."""
     return shutil.disk_usage(folder).free

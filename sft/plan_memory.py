@@ -258,6 +258,11 @@ def compiled_bytes(recipe: Recipe, shape: ModelShape) -> float:
     return (c + 2 * r) * shape.hidden + (width + (3 if shape.gated else 2) * shape.ffn) * c - narrow
 
 
+def too_many_layers(asked: int, there: int) -> ModelError:
+    """The refusal of more recomputed layers than a model has."""
+    return ModelError(f"train.gradient_checkpointing: {asked} layers, but the model has {there}; lower it, or set true")
+
+
 def checkpointed_layers(recipe: Recipe, shape: ModelShape) -> int:
     """Layers whose activations are recomputed, from the first on. An unanswered ``auto`` counts as false.
 
@@ -266,9 +271,7 @@ def checkpointed_layers(recipe: Recipe, shape: ModelShape) -> int:
     """
     asked = recipe.train.gradient_checkpointing
     if not isinstance(asked, str) and int(asked) > shape.layers:
-        raise ModelError(
-            f"train.gradient_checkpointing: {asked} layers, but the model has {shape.layers}; lower it, or set true"
-        )
+        raise too_many_layers(asked, shape.layers)
     return 0 if isinstance(asked, str) else shape.layers if asked is True else int(asked)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from sft import files
 from sft.data import sources as source_files
 from sft.data.cache import CacheFolder, Made
 from sft.data.conversation import Conversation, Drops
@@ -84,7 +84,7 @@ def data_key(recipe: Recipe, encoder: RowEncoder, tokenizer: PreTrainedTokenizer
 
 def cache_root(data: DataSection) -> Path:
     """Folder of prepared data."""
-    return Path(data.cache_dir or os.environ.get("VICUGNA_CACHE") or Path.home() / ".cache" / "vicugna")
+    return Path(data.cache_dir or files.user_cache())
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEncoder, *, progress: bool = True) -> Prepared:

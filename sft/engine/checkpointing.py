@@ -12,6 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sft.errors import ModelError
+from sft.plan_memory import too_many_layers
 
 
 def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
@@ -36,9 +37,7 @@ def checkpoint_first(model: nn.Module, count: int) -> None:
     """
     layers = decoder_layers(model)
     if count > len(layers):
-        raise ModelError(
-            f"train.gradient_checkpointing: {count} layers, but the model has {len(layers)}; lower it, or set true"
-        )
+        raise too_many_layers(count, len(layers))
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
     new = hasattr(base, "activation_checkpointing_enable")  # transformers 5.20 renamed it
     if not count:

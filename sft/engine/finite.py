@@ -29,13 +29,6 @@ from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import NonFiniteError
 
 
-def innermost(optimizer: Any) -> Any:
-    """The optimiser inside of accelerate's wrappers."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
 def takes_word(optimizer: Any) -> bool:
     """Whether ``found_inf`` keeps this optimiser from a step. torch's fused kernels have it for gradient scalers, and not for shards."""
     if isinstance(optimizer, StochasticAdamW):

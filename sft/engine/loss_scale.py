@@ -36,7 +36,7 @@ class LossScale:
         self._last, self.steps_skipped = self._scaler.get_scale(), steps_skipped
 
     def after_step(self, step: int) -> None:
-        """Look at the scale behind the optimiser's step.
+        """Look at the scale behind the optimiser's step. Looking twice counts once.
 
         Args:
             step: counted from 1.

@@ -26,7 +26,7 @@ from sft.engine.evaluate import evaluate_rows, to_device
 from sft.engine.loss import plain_head, step_loss
 from sft.errors import InputError, ResumeError
 from sft.model import adapters
-from sft.model.load import DTYPES, compute_dtype
+from sft.model.load import DTYPES, compute_dtype, product_type
 from sft.plan_choice import RESERVE, Found, Setting, fullest_micro_batches, near_fullest, parts_of, search, settings
 from sft.plan_memory import MemoryPlan, memory_estimate, model_shape
 from sft.recipe import Recipe
@@ -34,12 +34,6 @@ from sft.recipe import Recipe
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
-
-
-def product_type(recipe: Recipe) -> str:
-    """Type of the matrix products under autocast; ``float32`` means that autocast does not run."""
-    compute = recipe.model.compute_dtype or recipe.model.dtype
-    return compute if compute != recipe.model.dtype or recipe.lora is not None else "float32"
 
 
 def _run_evaluation(recipe: Recipe, model: nn.Module, store: RowStore, pad_id: int | None) -> None:

@@ -20,13 +20,19 @@ from typing import Any
 from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.recipe import Recipe
 
-BY_TRAINER = {"adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit", "sgd": "sgd"}
-"""Those that the trainer makes, under its names; ``adamw`` is one more (:func:`trainer_name`)."""
+
+def innermost(optimizer: Any) -> Any:
+    """The optimiser inside of accelerate's wrappers."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def trainer_name(optimizer: str, *, fused: bool) -> str:
     """The trainer's name of an optimiser; of one that it does not know, any, since :func:`own` replaces it."""
-    return BY_TRAINER.get(optimizer, "adamw_torch_fused" if fused and optimizer == "adamw" else "adamw_torch")
+    if optimizer in ("adamw_8bit", "paged_adamw_8bit", "sgd"):
+        return optimizer
+    return "adamw_torch_fused" if fused and optimizer == "adamw" else "adamw_torch"
 
 
 def own(recipe: Recipe) -> tuple[type[Any], dict[str, Any]] | None:

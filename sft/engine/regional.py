@@ -10,13 +10,13 @@ as another side of its tensors (4,096 tokens of 4,096 numbers), which dynamo tak
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
+from sft import files
 from sft.errors import ModelError
 from sft.recipe import Recipe
 
@@ -25,10 +25,9 @@ _WORTH = 100
 
 
 def keep_compilations() -> None:
-    """Let what is compiled be found by the next run: under ``VICUGNA_CACHE``, else ``~/.cache/vicugna``, not in the machine's temporary files,
-    which do not stay and which others may write. ``TORCHINDUCTOR_CACHE_DIR`` is kept to if it is set."""
-    root = Path(os.environ.get("VICUGNA_CACHE") or Path.home() / ".cache" / "vicugna")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
+    """Let what is compiled be found by the next run: in the user's cache, not in the machine's temporary files, which do not stay and which
+    others may write. ``TORCHINDUCTOR_CACHE_DIR`` is kept to if it is set."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.user_cache() / "compiled"))
 
 
 def wanted(recipe: Recipe, steps: int, device: torch.device) -> bool:

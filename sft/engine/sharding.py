@@ -16,7 +16,7 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from sft.engine import checkpoints, shards
+from sft.engine import checkpoints, optimizers, shards
 from sft.errors import InputError, ModelError, ResumeError, RunError
 from sft.model import adapters
 from sft.recipe import Recipe
@@ -201,7 +201,7 @@ class Sharded:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
-        shards.write_optimizer(Path(output_dir) / shards.OPTIMIZER, self.model, _bare(self.optimizer))
+        shards.write_optimizer(Path(output_dir) / shards.OPTIMIZER, self.model, optimizers.innermost(self.optimizer))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
@@ -224,9 +224,9 @@ class Sharded:
             return
         folder, model = Path(checkpoint), self.accelerator.unwrap_model(self.model)
         if (folder / shards.OPTIMIZER).is_dir():
-            shards.read_optimizer(folder / shards.OPTIMIZER, model, _bare(self.optimizer))
+            shards.read_optimizer(folder / shards.OPTIMIZER, model, optimizers.innermost(self.optimizer))
         elif self.is_fsdp_enabled and (folder / "optimizer.pt").is_file():
-            shards.spread_optimizer(folder / "optimizer.pt", model, _bare(self.optimizer))
+            shards.spread_optimizer(folder / "optimizer.pt", model, optimizers.innermost(self.optimizer))
         elif self.is_fsdp_enabled:
             raise ResumeError(
                 f"{folder}: holds neither {shards.OPTIMIZER}/ nor optimizer.pt: an earlier version wrote it, which gathered its states; "
@@ -236,7 +236,7 @@ class Sharded:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
             return
         self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
-        for group, rate in zip(_bare(self.optimizer).param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        for group, rate in zip(optimizers.innermost(self.optimizer).param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -267,9 +267,3 @@ def forget_deepspeed() -> None:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
-
-
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser inside accelerate's."""
-    bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return bare

@@ -28,13 +28,12 @@ from sft.engine.batches import PlannedBatches
 from sft.engine.checkpointing import checkpoint_first
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.loss_scale import LossScale
-from sft.engine.memory import product_type
 from sft.engine.metrics import read_metrics
 from sft.engine.records import Record, Recorded
 from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import RunError
 from sft.model import adapters
-from sft.model.load import DTYPES, compute_dtype
+from sft.model.load import DTYPES, compute_dtype, product_type
 from sft.recipe import LossScaleSection, Recipe
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,6 @@ class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
         self._partial: Path | None = None
         self._evaluated = -1
         self._finite: finite.Finite | None = None
-        self._scaled = 0
         self.first_eval: float | None = None
         self.last_eval: float | None = None
         padded = recipe.train.batching == "padded"
@@ -167,7 +165,7 @@ class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clipping costs a pass over all gradients; an optimiser of ours does it while it reads them."""
-        optimizer = finite.innermost(self.optimizer)
+        optimizer = optimizers.innermost(self.optimizer)
         if isinstance(optimizer, StochasticAdamW):
             return optimizer.clip(self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
@@ -177,7 +175,7 @@ class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if self._finite is None:
             scaled, taken = self.accelerator.scaler is not None, bool(self.is_deepspeed_enabled)
-            self._finite = finite.Finite(finite.innermost(self.optimizer), scaled=scaled, taken=taken)
+            self._finite = finite.Finite(optimizers.innermost(self.optimizer), scaled=scaled, taken=taken)
         bad = self._finite.note(self.state.global_step, self._tr_loss, grad_norm)
         if bad is not None:
             self._stop_non_finite(*bad)
@@ -203,9 +201,8 @@ class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, then evaluate if the recipe says so, then save; the epoch's end brings no second turn."""
         self._refuse_non_finite()
-        if self.scale is not None and self.state.global_step > self._scaled:
-            self._scaled = self.state.global_step
-            self.scale.after_step(self._scaled)
+        if self.scale is not None:
+            self.scale.after_step(self.state.global_step)
         super()._maybe_log_save_evaluate(*args, **kwargs)
         every, step = self.recipe.output.eval_every, self.state.global_step
         if every and step % every == 0 and step < len(self.plan.steps) and step != self._evaluated:
@@ -286,7 +283,6 @@ class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
         self.first_eval = float(before[0]["eval"]["loss"]) if before else None
         if self.scale is not None:
             self.scale.resumed(max((int(line.get("steps_skipped", 0)) for line in lines), default=0))
-        self._scaled = self.state.global_step
 
     def _drill(self) -> None:
         """Save what training will save, read it back, compare every tensor, remove it."""

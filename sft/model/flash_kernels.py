@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-Capability = tuple[int, int]
+from sft.model.capability import Capability
 
 
 @dataclass(frozen=True, slots=True)

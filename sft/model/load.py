@@ -59,6 +59,12 @@ def compute_dtype(section: ModelSection) -> torch.dtype:
     return DTYPES[section.compute_dtype or section.dtype]
 
 
+def product_type(recipe: Recipe) -> str:
+    """Type of the matrix products under autocast; ``float32`` means that autocast does not run."""
+    compute = recipe.model.compute_dtype or recipe.model.dtype
+    return compute if compute != recipe.model.dtype or recipe.lora is not None else "float32"
+
+
 def load_config(section: ModelSection) -> PreTrainedConfig:
     """Configuration of the base model, with the recipe's RoPE scaling in it.
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sft.engine.finite import Finite, innermost, takes_word
+from sft.engine.finite import Finite, takes_word
+from sft.engine.optimizers import innermost
 from sft.engine.stochastic_adamw import StochasticAdamW
 from sft.errors import NonFiniteError
 from sft.train import run
