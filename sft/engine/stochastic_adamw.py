@@ -28,6 +28,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from sft.errors import ModelError
+
 
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) in float32 arithmetic over bfloat16 weights and moments, rounded stochastically.
@@ -130,12 +132,17 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _entries_ahead(tensor: Tensor) -> int:
-    """Entries of a sharded tensor before those of this process."""
+    """Entries of a sharded tensor before those of this process.
+
+    Raises:
+        ModelError: sharded otherwise than by rows.
+    """
     if not isinstance(tensor, DTensor):
         return 0
     if tuple(tensor.placements) != (Shard(0),):
-        raise NotImplementedError(
-            f"adamw_stochastic shards by rows over one dimension of processes, not as {tensor.placements}"
+        raise ModelError(
+            f"train.optimizer: adamw_stochastic takes weights whose rows are shared out among all processes, not {tensor.placements}; "
+            "set adamw"
         )
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return int(offset[0]) * math.prod(tensor.shape[1:])

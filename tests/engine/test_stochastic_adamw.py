@@ -7,9 +7,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, and not in the stubs
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 from sft.engine import stochastic_adamw
 from sft.engine.stochastic_adamw import StochasticAdamW, rounded
+from sft.errors import ModelError
 
 OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -108,3 +112,16 @@ def test_equal_seeds_give_equal_steps_and_states_can_be_loaded() -> None:
     half, optimizer = after(3, None, start)
     again, _ = after(3, copy.deepcopy(optimizer.state_dict()), half)
     assert torch.equal(straight, again)
+
+
+def test_weights_that_are_not_shared_out_by_rows_are_refused() -> None:
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        whole = nn.Parameter(distribute_tensor(torch.ones(4, 4, dtype=torch.bfloat16), mesh, [Replicate()]))
+        whole.grad = whole.detach().clone()
+        said = r"^train\.optimizer: adamw_stochastic takes weights whose rows are shared out among all processes, not \(Replicate\(\),\); "
+        with pytest.raises(ModelError, match=said + "set adamw$"):
+            StochasticAdamW([whole]).step()
+    finally:
+        torch.distributed.destroy_process_group()
