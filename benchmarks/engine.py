@@ -22,7 +22,8 @@ from alpaca_7b import SEVEN_B
 BFLOAT16 = ["model.dtype=bfloat16", "model.compute_dtype=bfloat16"]
 LORA = "lora={rank: 16, alpha: 32, targets: all_linear, dropout: 0.0}"
 VARIANTS: dict[str, list[str]] = {
-    "full_master": [],
+    "as_written": [],
+    "full_master": ["model.dtype=float32", "model.compute_dtype=bfloat16"],
     "full_master_compiled": ["train.compile=on"],
     "full_stochastic": [*BFLOAT16, "train.optimizer=adamw_stochastic"],
     "full_stochastic_compiled": [*BFLOAT16, "train.optimizer=adamw_stochastic", "train.compile=on"],
@@ -49,8 +50,12 @@ def child(recipe: str, sets: list[str]) -> None:
 
     watch = Watch()
     watch.install(PlannedTrainer)
-    run(load_recipe(recipe, sets)[0], probe=True)
-    print(f"COUNTED {watch.line()}", flush=True)
+    chosen = run(load_recipe(recipe, sets)[0], probe=True)["memory"]
+    said = watch.line()
+    if chosen is not None:
+        tried = ", ".join(f"{one['setting']}: {one['measured_gib']}" for one in chosen["tried"])
+        said += f"; {chosen['setting']}, {chosen['measured_gib']:.2f} of {chosen['budget_gib']:.2f} GiB (tried {tried})"
+    print(f"COUNTED {said}", flush=True)
 
 
 def _scratch() -> list[str]:

@@ -26,6 +26,8 @@ from sft.recipe import Recipe
 RESERVE = 0.03
 """Share of the memory that a setting must leave: the allocator cannot use every piece."""
 _PER_MICRO_BATCH = 256
+_COPYING = 0.03
+"""What copies of all layers' inputs cost, of a forward and backward pass."""
 _MOST_MEASURED = 7
 _WORTH = 0.01
 """A setting that is faster by less is not worth another measurement."""
@@ -42,17 +44,20 @@ class Setting:
     checkpointed: int
     layers: int
     cost: float
+    offload: bool = False
 
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe as if the user had written these values."""
         checkpointing = True if self.checkpointed == self.layers else self.checkpointed or False
         values = {"tokens_per_device": self.tokens, "gradient_checkpointing": checkpointing}
+        values["activation_offload"] = self.offload
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=values)})
 
     def __str__(self) -> str:
         which = {0: "no layer", self.layers: f"all {self.layers} layers"}
         named = which.get(self.checkpointed, f"{self.checkpointed} of {self.layers} layers")
-        return f"{self.tokens:,} tokens per device, {named} checkpointed"
+        offloaded = ", their inputs in main memory" if self.offload else ""
+        return f"{self.tokens:,} tokens per device, {named} checkpointed{offloaded}"
 
 
 def fullest(steps: StepPlan) -> Load:
@@ -115,9 +120,17 @@ def settings(recipe: Recipe, shape: ModelShape, lay_out: Callable[[Recipe], Step
         tokens = sum(plan.total_tokens(step) for step in range(len(plan.steps))) / plan.world
         micro = len(plan.steps) * plan.accumulation
         for k in layers:
-            cost = tokens * (1 + again * k / shape.layers) + micro * _PER_MICRO_BATCH
-            found[Setting(size, k, shape.layers, cost)] = plan
+            for offload in _offloads(recipe, k):
+                slower = again * k / shape.layers + (_COPYING * k / shape.layers if offload else 0.0)
+                cost = tokens * (1 + slower) + micro * _PER_MICRO_BATCH
+                found[Setting(size, k, shape.layers, cost, offload)] = plan
     return dict(sorted(found.items(), key=lambda item: (item[0].cost, item[0].tokens, item[0].checkpointed)))
+
+
+def _offloads(recipe: Recipe, recomputed: int) -> tuple[bool, ...]:
+    """Whether inputs of recomputed layers may stay on the GPU, or leave it."""
+    asked = recipe.train.activation_offload
+    return (False,) if not recomputed else (False, True) if asked == "auto" else (asked,)
 
 
 def _sizes(recipe: Recipe) -> list[int]:

@@ -258,6 +258,11 @@ def compiled_bytes(recipe: Recipe, shape: ModelShape) -> float:
     return (c + 2 * r) * shape.hidden + (width + (3 if shape.gated else 2) * shape.ffn) * c - narrow
 
 
+ON_GPU = 2
+"""Inputs of recomputed layers that are on the GPU at once where the others wait in main memory (:mod:`sft.engine.offload`): the last two
+in the forward pass, until their copies are made, this layer's and the next one's in the backward pass."""
+
+
 def too_many_layers(asked: int, there: int) -> ModelError:
     """The refusal of more recomputed layers than a model has."""
     return ModelError(f"train.gradient_checkpointing: {asked} layers, but the model has {there}; lower it, or set true")
@@ -327,6 +332,8 @@ def _activations(recipe: Recipe, shape: ModelShape, load: Load, moment: str, com
     n, layers, recomputed = load.tokens, shape.layers, checkpointed_layers(recipe, shape)
     if recomputed:
         held = 1 if moment == "last" else recomputed
+        if recipe.train.activation_offload is True:
+            held = min(held, ON_GPU)
         kept = 0 if moment == "last" else layers - recomputed
         now = 0.0 if moment == "loss" or kept else each  # what the kept layers held makes room for the one that is recomputed
         equation = f"{n:,} tokens x ({held} x {r * shape.hidden:,} bytes kept + {now:,.0f} recomputed)"

@@ -238,6 +238,9 @@ class TrainSection(Section):
     gradient_checkpointing: bool | int | Literal["auto"] = False
     """Recompute activations in the backward pass: less memory, about a quarter more time. A number: of the first so many layers only. ``auto``:
     of as few layers as the memory allows, measured before the first step."""
+    activation_offload: bool | Literal["auto"] = False
+    """Keep what ``gradient_checkpointing`` keeps, the inputs of recomputed layers, in main memory (one GPU). ``auto``: where that
+    is faster than smaller micro-batches or more recomputed layers."""
     loss_scale: LossScaleSection | None = None
     """Of float16 products on GPUs: how losses are scaled so that gradients do not vanish. Null: the defaults."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
@@ -333,7 +336,8 @@ class Recipe(Section):
     @property
     def automatic(self) -> bool:
         """Whether the memory planner has anything to choose."""
-        return "auto" in (self.train.tokens_per_device, self.train.gradient_checkpointing)
+        train = self.train
+        return "auto" in (train.tokens_per_device, train.gradient_checkpointing, train.activation_offload)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:

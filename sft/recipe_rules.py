@@ -53,6 +53,13 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
                 "gradient_checkpointing, or set sharding: none",
             )
         )
+    if train.activation_offload is not False and train.gradient_checkpointing is False:
+        said = "only the inputs of recomputed layers are moved; set gradient_checkpointing: true or auto, or remove it"
+        found.append(("train.activation_offload", said))
+    if train.activation_offload is not False and train.sharding != "none":
+        found.append(
+            ("train.activation_offload", f"not shown to be right under {train.sharding}; set sharding: none, or remove it")
+        )
     if train.sharding == "fsdp" and type(train.gradient_checkpointing) is int:
         found.append(("train.gradient_checkpointing", "a number of layers is for sharding: none; set true or false under fsdp"))
     if model.scratch is not None and lora is not None:

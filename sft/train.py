@@ -24,7 +24,7 @@ from sft import files
 from sft.data.dataset import Prepared, prepare
 from sft.data.packing import StepPlan, plan_steps
 from sft.data.tokenize import RowEncoder
-from sft.engine import checkpoints, manifest, memory, regional
+from sft.engine import checkpoints, manifest, memory, offload, regional
 from sft.engine.evaluate import evaluate_rows
 from sft.engine.extras import refuse_missing_packages
 from sft.engine.metrics import UTILISATION, FlopModel, MetricsFile, matmul_rate
@@ -117,6 +117,7 @@ def _able_device(recipe: Recipe, ranks: Ranks) -> torch.device:
     device = device_for_run()
     refuse_alone(recipe, ranks.world, device)
     capability.require(recipe, device)
+    offload.refuse_without_gpu(recipe.train, device)
     return device
 
 

@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sft.engine import offload as offloading
 from sft.errors import ModelError
 from sft.plan_memory import too_many_layers
+from sft.recipe import TrainSection
 
 
 def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
@@ -29,8 +31,10 @@ def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     return found
 
 
-def checkpoint_first(model: nn.Module, count: int) -> None:
+def checkpoint_first(model: nn.Module, count: int, *, offload: bool = False) -> None:
     """Recompute the first ``count`` layers and no other, in place; 0 recomputes none. What was set before is forgotten.
+
+    ``offload``: their inputs wait in main memory (:mod:`sft.engine.offload`). Before the layers are compiled.
 
     Raises:
         ModelError: a model without such layers, or fewer of them.
@@ -38,12 +42,26 @@ def checkpoint_first(model: nn.Module, count: int) -> None:
     layers = decoder_layers(model)
     if count > len(layers):
         raise too_many_layers(count, len(layers))
+    offloading.undo(layers)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
     new = hasattr(base, "activation_checkpointing_enable")  # transformers 5.20 renamed it
-    if not count:
+    if not count or offload:
         base.activation_checkpointing_disable() if new else base.gradient_checkpointing_disable()
+        offloading.offload(layers[:count], next(model.parameters()).device)
         return
     enable = base.activation_checkpointing_enable if new else base.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # needs no input that has a gradient, so a frozen embedding (LoRA) stays as it is
     for layer in layers[count:]:
         layer.gradient_checkpointing = False
+
+
+def checkpoint_as_asked(model: nn.Module, train: TrainSection) -> None:
+    """Set on a model what its trainer does not: a number of layers, and inputs in main memory.
+
+    Raises:
+        ModelError: as :func:`checkpoint_first`.
+    """
+    asked, offload = train.gradient_checkpointing, train.activation_offload is True
+    if asked == "auto" or asked is False or (asked is True and not offload):
+        return
+    checkpoint_first(model, len(decoder_layers(model)) if asked is True else asked, offload=offload)

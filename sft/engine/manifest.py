@@ -23,7 +23,8 @@ from sft.recipe import Recipe
 # Where things are written, and how the same steps are carried out: on how many processes, sharded or not, in which pieces.
 _FREE = (
     *("output.", "plan.", "memory.", "data.cache_dir", "model.attention"),
-    *("train.tokens_per_device", "train.gradient_checkpointing", "train.tf32", "train.sharding", "train.cpu_offload"),
+    *("train.tokens_per_device", "train.gradient_checkpointing", "train.activation_offload"),
+    *("train.tf32", "train.sharding", "train.cpu_offload"),
 )
 _PACKAGES = (
     "vicugna",

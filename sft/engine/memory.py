@@ -208,7 +208,7 @@ def settle(
 
     def measure(setting: Setting) -> float:
         stand_ins = [p.gib for p in estimate(setting).parts if p.name in ("optimiser states", "gradient buckets (DDP)")]
-        checkpoint_first(model, setting.checkpointed)
+        checkpoint_first(model, setting.checkpointed, offload=setting.offload)
         return meter.measure(setting.applied(recipe), options[setting], int(sum(stand_ins) * _GIB))
 
     limit = meter.budget() * (1 - RESERVE)
@@ -216,7 +216,7 @@ def settle(
     if found.setting is None:
         least = min(options, key=lambda s: estimate(s).total_gib)
         raise InputError(_refusal(found, least, estimate(least), meter.budget(), limit))
-    checkpoint_first(model, found.setting.checkpointed)
+    checkpoint_first(model, found.setting.checkpointed, offload=found.setting.offload)
     return found.setting.applied(recipe), _record(found, meter.budget())
 
 
@@ -227,14 +227,20 @@ def _config(model: Any) -> Any:
 def _unmeasured(recipe: Recipe, layers: int) -> tuple[Recipe, dict[str, Any]]:
     asked = recipe.train.gradient_checkpointing
     k = 0 if asked == "auto" else layers if asked is True else int(asked)
-    setting = Setting(recipe.row_tokens, k, layers, 0.0)
-    return setting.applied(recipe), {"setting": str(setting), "tokens_per_device": setting.tokens, "checkpointed_layers": k}
+    setting = Setting(recipe.row_tokens, k, layers, 0.0, offload=recipe.train.activation_offload is True and k > 0)
+    return setting.applied(recipe), {
+        "setting": str(setting),
+        "tokens_per_device": setting.tokens,
+        "checkpointed_layers": k,
+        "offload": setting.offload,
+    }
 
 
 def _as_recorded(recipe: Recipe, recorded: Mapping[str, Any]) -> Recipe:
     """The recipe with every ``auto`` as it was answered before; what is stated since stays."""
     layers = int(recorded["checkpointed_layers"])
     answers = {"tokens_per_device": recorded["tokens_per_device"], "gradient_checkpointing": layers or False}
+    answers["activation_offload"] = bool(recorded.get("offload", False))
     values = {key: value for key, value in answers.items() if getattr(recipe.train, key) == "auto"}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=values)})
 
@@ -246,6 +252,7 @@ def _record(found: Found, budget: int) -> dict[str, Any]:
         "setting": str(setting),
         "tokens_per_device": setting.tokens,
         "checkpointed_layers": setting.checkpointed,
+        "offload": setting.offload,
         "layers": setting.layers,
         "measured_gib": tried[setting] / _GIB,
         "budget_gib": budget / _GIB,

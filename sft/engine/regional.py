@@ -17,6 +17,7 @@ import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
 from sft import files
+from sft.engine.offload import Recomputed
 from sft.errors import ModelError
 from sft.recipe import Recipe
 
@@ -55,7 +56,10 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
     shapes.use_duck_shape = False
     _give_gradient(base.get_input_embeddings())
     for layer in layers:
-        if layer._compiled_call_impl is None:  # the memory planner may have done it
+        recomputed = layer.forward
+        if isinstance(recomputed, Recomputed):  # what it does around the layer cannot be compiled
+            recomputed.compile(backend)
+        elif layer._compiled_call_impl is None:  # the memory planner may have done it
             layer.compile(backend=backend, dynamic=True)
     return len(layers)
 

@@ -25,7 +25,7 @@ from sft.data.packing import StepPlan
 from sft.data.store import RowStore
 from sft.engine import checkpoints, finite, optimizers, regional, sharding
 from sft.engine.batches import PlannedBatches
-from sft.engine.checkpointing import checkpoint_first
+from sft.engine.checkpointing import checkpoint_as_asked
 from sft.engine.loss import plain_head, step_loss
 from sft.engine.loss_scale import LossScale
 from sft.engine.metrics import read_metrics
@@ -53,9 +53,10 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     name = "activation_checkpointing"
     if name not in SFTConfig.__dataclass_fields__:
         name = "gradient_checkpointing"
-    options: dict[str, Any] = {name: train.gradient_checkpointing is True}  # a number of layers is set on the model
+    by_trainer = train.gradient_checkpointing is True and not train.activation_offload  # all else is set on the model
+    options: dict[str, Any] = {name: by_trainer}
     options |= sharding.trainer_options(recipe, plan.accumulation)
-    if train.gradient_checkpointing is True:
+    if by_trainer:
         options[f"{name}_kwargs"] = {"use_reentrant": False}
     # Batches are copied from pinned memory without waiting for what the GPU has queued, so the next ones are built while it works.
     options["accelerator_config"] = options.get("accelerator_config", {}) | {"non_blocking": on_gpu}
@@ -126,8 +127,7 @@ class PlannedTrainer(Recorded, sharding.Sharded, SFTTrainer):
 
             float8_training.convert(kwargs["model"])
         compiled = regional.wanted(recipe, len(plan.steps), kwargs["args"].device)
-        if type(recipe.train.gradient_checkpointing) is int:
-            checkpoint_first(kwargs["model"], recipe.train.gradient_checkpointing)
+        checkpoint_as_asked(kwargs["model"], recipe.train)
         if compiled:
             regional.compile_layers(kwargs["model"])
         batches = PlannedBatches(store, plan, tokenizer.pad_token_id if padded else None, compiled=compiled)
