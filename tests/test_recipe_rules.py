@@ -44,6 +44,14 @@ def refusals(tmp_path: Path, *overrides: str) -> list[str]:
         ),
         (["memory.budget=2GB"], "memory.budget: must be GiB above 0, written as 15GiB or 7.5GiB, got 2GB"),
         (["memory.budget=2"], "memory.budget: must be GiB above 0, written as 15GiB or 7.5GiB, got 2"),
+        (
+            ["train.activation_offload=true"],
+            "train.activation_offload: only the inputs of recomputed layers are moved; set gradient_checkpointing: true or auto, or remove it",
+        ),
+        (
+            ["train.activation_offload=true", "train.gradient_checkpointing=true", "train.sharding=fsdp"],
+            "train.activation_offload: not shown to be right under fsdp; set sharding: none, or remove it",
+        ),
         (["train.gradient_checkpointing=0"], "train.gradient_checkpointing: must be at least 1, or false, got 0"),
         (["train.tokens_per_device=4"], "train.tokens_per_device: must be at least 8, or auto, got 4"),
         (

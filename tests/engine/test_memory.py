@@ -111,6 +111,7 @@ def test_without_a_gpu_auto_measures_nothing(tmp_path: Path) -> None:
         "setting": "4,096 tokens per device, no layer checkpointed",
         "tokens_per_device": 4096,
         "checkpointed_layers": 0,
+        "offload": False,
     }
     assert memory_line(about["memory"]) == "4,096 tokens per device, no layer checkpointed (no GPU, not measured)"
 
