@@ -52,7 +52,7 @@ def child(recipe: str, sets: list[str]) -> None:
     watch.install(PlannedTrainer)
     chosen = run(load_recipe(recipe, sets)[0], probe=True)["memory"]
     said = watch.line()
-    if chosen is not None:
+    if chosen is not None and "tried" in chosen:  # nothing is measured without a GPU
         tried = ", ".join(f"{one['setting']}: {one['measured_gib']}" for one in chosen["tried"])
         said += f"; {chosen['setting']}, {chosen['measured_gib']:.2f} of {chosen['budget_gib']:.2f} GiB (tried {tried})"
     print(f"COUNTED {said}", flush=True)
