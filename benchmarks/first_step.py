@@ -7,6 +7,7 @@ the command; spans are of the host, which waits for the GPU at the end of each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -81,15 +82,23 @@ def child(options: argparse.Namespace) -> None:
         raise Reached
 
     PlannedTrainer._maybe_log_save_evaluate = end_step  # type: ignore[method-assign]  # on purpose
-    try:
+    with contextlib.suppress(Reached):
         train.run(load_recipe(options.recipe, options.set)[0], probe=True)
-    except Reached:
-        pass
     until = 0.0
     for name, begin, end in spans.found:
         between = "" if begin - until < 0.2 else f"  ({begin - until:.1f} before it)"
-        print(f"SPAN {begin:7.1f} s + {end - begin:5.1f}  {name}{between}", flush=True)
+        if end - begin >= 0.5 or between or name == "first step taken":
+            print(f"SPAN {begin:7.1f} s + {end - begin:5.1f}  {name}{between}", flush=True)
         until = max(until, end)
+    print(f"SPAN compiling: {compiling()}", flush=True)
+
+
+def compiling() -> str:
+    """Stages of torch.compile that took a second or more, each with how often it ran; the first holds the others."""
+    from torch._dynamo.utils import compilation_time_metrics
+
+    stages = sorted(((sum(times), len(times), name) for name, times in compilation_time_metrics.items()), reverse=True)
+    return ", ".join(f"{name} {total:.1f} s in {count}" for total, count, name in stages if total >= 1)
 
 
 def main() -> None:
