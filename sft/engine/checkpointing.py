@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sft.engine import offload as offloading
+from sft.engine.offload import Offload
+from sft.engine.recompute import recompute, undo
 from sft.errors import ModelError
 from sft.plan_memory import too_many_layers
 from sft.recipe import TrainSection
@@ -42,26 +43,27 @@ def checkpoint_first(model: nn.Module, count: int, *, offload: bool = False) -> 
     layers = decoder_layers(model)
     if count > len(layers):
         raise too_many_layers(count, len(layers))
-    offloading.undo(layers)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
-    new = hasattr(base, "activation_checkpointing_enable")  # transformers 5.20 renamed it
-    if not count or offload:
-        base.activation_checkpointing_disable() if new else base.gradient_checkpointing_disable()
-        offloading.offload(layers[:count], next(model.parameters()).device)
-        return
-    enable = base.activation_checkpointing_enable if new else base.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # needs no input that has a gradient, so a frozen embedding (LoRA) stays as it is
-    for layer in layers[count:]:
-        layer.gradient_checkpointing = False
+    undo(layers)
+    recompute(layers[:count], Offload(count, next(model.parameters()).device) if offload else None)
 
 
 def checkpoint_as_asked(model: nn.Module, train: TrainSection) -> None:
-    """Set on a model what its trainer does not: a number of layers, and inputs in main memory.
+    """Recompute what a recipe says. Where it is all layers and the model does not say which they are, transformers' own way is taken.
 
     Raises:
         ModelError: as :func:`checkpoint_first`.
     """
     asked, offload = train.gradient_checkpointing, train.activation_offload is True
-    if asked == "auto" or asked is False or (asked is True and not offload):
+    if asked == "auto" or asked is False:
         return
-    checkpoint_first(model, len(decoder_layers(model)) if asked is True else asked, offload=offload)
+    try:
+        layers = decoder_layers(model)
+    except ModelError:
+        if asked is not True or offload:
+            raise
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
+        new = hasattr(base, "activation_checkpointing_enable")  # transformers 5.20 renamed it
+        enable = base.activation_checkpointing_enable if new else base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # needs no input that has a gradient, so a frozen embedding (LoRA) stays as it is
+        return
+    checkpoint_first(model, len(layers) if asked is True else asked, offload=offload)

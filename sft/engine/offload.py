@@ -10,15 +10,14 @@ Values come back to the bit. A handle that is asked for after its memory was use
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from sft.errors import InputError, RunError
 from sft.plan_memory import ON_GPU
@@ -145,47 +144,9 @@ class Offload:
             torch.cuda.current_stream(self.device).wait_event(event)
 
 
-class Recomputed:
-    """Stands in the place of a layer's ``forward``: recomputes it in the backward pass, from an input that waits in main memory.
-
-    Attributes:
-        inner: the layer's own forward; what is compiled, since neither checkpointing nor a copy can be.
-    """
-
-    def __init__(self, layer: nn.Module, number: int, memory: Offload) -> None:
-        self.layer, self.number, self.memory = layer, number, memory
-        self.inner: Callable[..., Any] = layer.forward
-        self._plain = self.inner
-
-    def compile(self, backend: str) -> None:
-        """Compile the layer's own forward, once."""
-        if self.inner is self._plain:
-            self.inner = torch.compile(self._plain, backend=backend, dynamic=True)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.layer.training and torch.is_grad_enabled()):
-            return self.inner(*args, **kwargs)
-        with self.memory.saving(self.number):
-            return checkpoint(partial(self.inner, **kwargs), *args, use_reentrant=False)
-
-
 def refuse_without_gpu(train: TrainSection, device: torch.device) -> None:
     """Raises:
     InputError: there is no GPU whose memory it would free.
     """
     if train.activation_offload is True and device.type != "cuda":
         raise InputError("train.activation_offload: there is no GPU whose memory it would free; set false or auto")
-
-
-def offload(layers: Sequence[nn.Module], device: torch.device) -> None:
-    """Recompute layers with their inputs in main memory, in place. Before they are compiled."""
-    memory = Offload(len(layers), device)
-    for number, layer in enumerate(layers):
-        layer._compiled_call_impl = None
-        layer.forward = Recomputed(layer, number, memory)
-
-
-def undo(layers: Sequence[nn.Module]) -> None:
-    """Give layers their own forward back; those that have it stay as they are."""
-    for layer in layers:
-        layer.__dict__.pop("forward", None)

@@ -5,19 +5,24 @@ which eager runs one by one over memory. The length of a row is left open; the n
 a run (:class:`sft.engine.batches.PlannedBatches`), so nothing is compiled again after the first step. Two things would have it compiled
 twice: an embedding that is not trained, whose output, unlike that of a layer, needs no gradient; and a first row that happens to be as long
 as another side of its tensors (4,096 tokens of 4,096 numbers), which dynamo takes for the same symbol.
+
+Numbers of a layer (an epsilon, the scale of an adapter) are constants of the code. With lengths left open dynamo would make them inputs
+too, float64 tensors on the CPU: each layer then runs a kernel there before its own, for which a C++ compiler is called, 20 s in every run.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
 from sft import files
-from sft.engine.offload import Recomputed
+from sft.engine.recompute import Recomputed
 from sft.errors import ModelError
 from sft.recipe import Recipe
 
@@ -42,7 +47,7 @@ def wanted(recipe: Recipe, steps: int, device: torch.device) -> bool:
     return measured and steps >= _WORTH
 
 
-def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
+def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
     """Compile every decoder layer in place; returns how many there are. Names of weights stay as they are.
 
     Raises:
@@ -53,7 +58,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
     layers = [module for module in base.modules() if type(module).__name__ in names]
     if not layers:
         raise ModelError(f"train.compile: {type(base).__name__} does not say which its layers are; set train.compile: off")
-    shapes.use_duck_shape = False
+    shapes.use_duck_shape, dynamo.specialize_float = False, True
     _give_gradient(base.get_input_embeddings())
     for layer in layers:
         recomputed = layer.forward

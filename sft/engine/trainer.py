@@ -49,15 +49,10 @@ def training_arguments(recipe: Recipe, plan: StepPlan, device: torch.device) -> 
     on_gpu = device.type == "cuda"
     # A fused step that a scaler leaves out looks taken to accelerate, and the schedule would go on.
     fused = on_gpu and mixed != "float16"
-    # transformers renamed this knob in 5.20; both names are understood here
-    name = "activation_checkpointing"
-    if name not in SFTConfig.__dataclass_fields__:
-        name = "gradient_checkpointing"
-    by_trainer = train.gradient_checkpointing is True and not train.activation_offload  # all else is set on the model
-    options: dict[str, Any] = {name: by_trainer}
+    # Layers are recomputed by sft.engine.recompute; transformers renamed this knob in 5.20, and trl turns it on by itself.
+    renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__
+    options: dict[str, Any] = {"activation_checkpointing" if renamed else "gradient_checkpointing": False}
     options |= sharding.trainer_options(recipe, plan.accumulation)
-    if by_trainer:
-        options[f"{name}_kwargs"] = {"use_reentrant": False}
     # Batches are copied from pinned memory without waiting for what the GPU has queued, so the next ones are built while it works.
     options["accelerator_config"] = options.get("accelerator_config", {}) | {"non_blocking": on_gpu}
     arguments = SFTConfig(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sft.errors import ModelError
+from sft.model import int8
 from sft.model.attention import choose, register
 from sft.recipe import ModelSection, Recipe
 
@@ -196,6 +197,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
         from sft.model.float8 import freeze_in_float8  # brings torch's compiler along, a second that others need not wait
 
         freeze_in_float8(model, device)
+    if section.quantization == "int8":
+        int8.keep_nothing(model)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes repacks 4-bit weights on such CPUs at the first look in eval mode: their scales are rounded once more, and

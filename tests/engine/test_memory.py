@@ -14,6 +14,7 @@ from sft.data.packing import StepPlan
 from sft.data.store import RowStore
 from sft.engine import memory
 from sft.engine.checkpointing import decoder_layers
+from sft.engine.recompute import Recomputed
 from sft.errors import InputError, ResumeError
 from sft.plan_memory import checkpointed_layers, model_shape
 from sft.recipe import Recipe
@@ -39,7 +40,7 @@ class FakeMeter:
 
     def measure(self, recipe: Recipe, plan: StepPlan, stand_ins: int) -> float:
         memory.run_fullest(recipe, plan, self.model, self.store, None)
-        k = sum(layer.gradient_checkpointing for layer in decoder_layers(self.model))
+        k = sum(isinstance(layer.forward, Recomputed) for layer in decoder_layers(self.model))
         assert k == checkpointed_layers(recipe, model_shape(memory._config(self.model)))
         self.measured.append((recipe.row_tokens, k))
         return needed(recipe.row_tokens, k)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sft.engine import offload, regional
 from sft.engine.checkpointing import checkpoint_first, decoder_layers
+from sft.engine.recompute import Recomputed
 from sft.errors import InputError, RunError
 from sft.train import run
 from tests.builders import LLAMA
@@ -40,7 +41,7 @@ def test_gradients_are_the_same_bits_and_what_waits_is_one_input_a_layer(count: 
     checkpoint_first(model, count, offload=True)
     assert equal(losses_and_gradients(model, planned(False)), plain)
     layers: list[Any] = list(decoder_layers(model))
-    recomputed = [isinstance(layer.forward, offload.Recomputed) for layer in layers]
+    recomputed = [isinstance(layer.forward, Recomputed) for layer in layers]
     assert recomputed == [True] * count + [False] * (LAYERS - count)
     widest = max(batch["input_ids"].numel() for batch in planned(False))
     assert layers[0].forward.memory.host_bytes == count * widest * int(str(LLAMA["hidden_size"])) * 4
@@ -66,7 +67,7 @@ def test_the_layer_is_compiled_inside_of_what_moves_its_input() -> None:
 
 def test_an_input_whose_memory_was_used_again_is_an_error() -> None:
     layer = nn.Linear(4, 4)
-    layer.forward = offload.Recomputed(layer, 0, offload.Offload(1, CPU))  # type: ignore[method-assign]  # as called
+    layer.forward = Recomputed(layer, 0, offload.Offload(1, CPU))  # type: ignore[method-assign]  # as called
     first, second = (layer(torch.ones(2, 4, requires_grad=True)).sum() for _ in range(2))
     second.backward()
     with pytest.raises(
