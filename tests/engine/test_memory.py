@@ -20,6 +20,7 @@ from sft.plan_memory import checkpointed_layers, model_shape
 from sft.recipe import Recipe
 from sft.run.screen import memory_line
 from sft.train import run
+from tests.builders import LLAMA, byte_level, save_tiny
 from tests.laws.test_resume import Stop, curve, run_until, weights
 from tests.runs import tiny_recipe
 
@@ -40,14 +41,17 @@ class FakeMeter:
 
     def measure(self, recipe: Recipe, plan: StepPlan, stand_ins: int) -> float:
         memory.run_fullest(recipe, plan, self.model, self.store, None)
-        k = sum(isinstance(layer.forward, Recomputed) for layer in decoder_layers(self.model))
+        layers = decoder_layers(self.model)
+        recomputed = [layer.forward for layer in layers if isinstance(layer.forward, Recomputed)]
+        k, away = len(recomputed), [each.memory is not None for each in recomputed]
         assert k == checkpointed_layers(recipe, model_shape(memory._config(self.model)))
+        assert away == [recipe.train.activation_offload is True] * k
         self.measured.append((recipe.row_tokens, k))
-        return needed(recipe.row_tokens, k)
+        return needed(recipe.row_tokens, k, layers=len(layers), offload=any(away))
 
 
-def needed(tokens: int, k: int) -> float:
-    return 1_000_000 + tokens * 10_000 * (LAYERS - k + k / 8)
+def needed(tokens: int, k: int, *, layers: int = LAYERS, offload: bool = False) -> float:
+    return 1_000_000 + tokens * 10_000 * (layers - k + (0 if offload else k / 8))
 
 
 @pytest.fixture
@@ -82,6 +86,19 @@ def test_auto_is_the_run_with_the_chosen_values(tmp_path: Path, meters: list[Fak
     mine, other = weights(tmp_path / "auto"), weights(tmp_path / "explicit")
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_inputs_leave_the_gpu_where_nothing_else_fits_and_change_no_bit(tmp_path: Path, meters: list[FakeMeter]) -> None:
+    save_tiny(tmp_path / "base", byte_level(), LLAMA | {"num_hidden_layers": LAYERS + 2})
+    recipe = tiny_recipe(tmp_path / "auto", train__gradient_checkpointing="auto", train__activation_offload="auto")
+    recipe = recipe.model_copy(update={"memory": recipe.memory.model_copy(update={"budget": "0.0015GiB"})})
+    chosen = run(recipe)["memory"]
+    assert (chosen["checkpointed_layers"], chosen["offload"]) == (LAYERS + 2, True)
+    assert chosen["setting"] == "256 tokens per device, all 4 layers checkpointed, their inputs in main memory"
+    run(tiny_recipe(tmp_path / "plain"))
+    mine, other = weights(tmp_path / "auto"), weights(tmp_path / "plain")
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+    assert meters[0].measured[-1] == (256, LAYERS + 2)
 
 
 def test_a_resumed_run_keeps_what_was_chosen(tmp_path: Path, meters: list[FakeMeter], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,16 @@ def losses_and_gradients(model: PreTrainedModel, batches: list[Batch]) -> list[t
     return found
 
 
+def assert_compiled_like_plain(model: PreTrainedModel) -> None:
+    """A model of LLaMA's family whose layers are compiled has the losses and gradients of one whose layers are not."""
+    plain = losses_and_gradients(model_of(LLAMA), planned(False))
+    for (a, mine), (b, other) in zip(losses_and_gradients(model, planned(True)), plain, strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+        assert mine.keys() == other.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=1e-4, atol=1e-7)
+
+
 # dynamo looks at the inputs of a layer that goes on behind a call it may not enter
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
