@@ -5,6 +5,7 @@ Heavy imports happen inside the verbs: ``sft --help`` and ``sft check`` start wi
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -102,6 +103,7 @@ def plan(
     from sft.model.load import check_length, load_config
     from sft.model.tokenizer import tokenizer_for
     from sft.plan import make_plan
+    from sft.plan_languages import tokens_by_language
     from sft.plan_report import print_plan
     from sft.recipe import load_recipe
 
@@ -116,6 +118,7 @@ def plan(
 
         rate = probe_tokens_per_second(loaded) * loaded.plan.gpus
     made = make_plan(loaded, prepared, config, probed_tokens_per_second=rate)
+    made = dataclasses.replace(made, languages=tokens_by_language(loaded, tokenizer))
     print_plan(Console(highlight=False), made)
     if json_ is not None:
         write_json(json_, made.to_json())
