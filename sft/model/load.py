@@ -75,6 +75,8 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    import sft.model.alibi  # noqa: F401  # registers a class of ours
+
     if section.scratch is not None:
         fields: dict[str, Any] = dict(section.scratch.config)
         try:

@@ -36,7 +36,7 @@ class Family:
 
     Attributes:
         name: as ``--family`` takes it.
-        native: model type that the checkpoint becomes.
+        native: model type that the checkpoint becomes; with several, each with the size it is for.
         template: chat template of its chat models.
         recognises: whether a ``config.json`` is of this format, by what it holds.
         config: the native configuration, ``model_type`` among its keys. Raises ModelError for what cannot be converted, with a sentence.
