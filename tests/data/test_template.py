@@ -27,8 +27,20 @@ from sft.data.template import (
 from sft.errors import TemplateError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "templates"
-TOKENS = SpecialTokens("<s>", "</s>", ("<s>", "</s>", "<|im_start|>", "<|im_end|>"))
-BLANKS = {"vicuna_v0": (" ", ""), "vicuna_v1.1": (" ", ""), "llama2": (" ", " ")}  # before an answer, and before its stop
+TOKENS = SpecialTokens(
+    "<s>", "</s>", ("<s>", "</s>", *sorted({token for name in builtin_names() for token in load_template(name).tokens}))
+)
+SPACE = (" ", "")
+BLANKS = {  # before an answer, and before its stop
+    "vicuna_v0": SPACE,
+    "vicuna_v1.1": SPACE,
+    "llama2": (" ", " "),
+    "moss": SPACE,
+    "openbuddy": SPACE,
+    "chatglm2": SPACE,
+    "chatglm3": ("\n ", ""),
+    "moss_plugin": ("<|MOSS|>: ", ""),
+}
 WITH_SYSTEM = [name for name in builtin_names() if "system" in load_template(name).roles]
 
 
@@ -127,8 +139,13 @@ def test_the_prompt_is_what_stands_before_each_answer(name: str) -> None:
         for index, (start, end) in zip(answers, rendered.spans, strict=True):
             before = replace(conversation, turns=conversation.turns[:index])
             assert renderer.prompt(before).text == rendered.text[:start]
-            stop = "" if template.only_last and index != answers[-1] else renderer.stop
+            last = index == answers[-1]
+            stop = renderer.stop if last else "" if template.only_last else next(iter(template.ends), renderer.stop)
             lead, gap = BLANKS.get(name, ("", ""))
+            if name == "moss_plugin":
+                stop = renderer.stop  # it calls no tool
+            if name == "chatglm2" and not last:
+                lead = ""
             assert rendered.text[start:end] == lead + conversation.turns[index].content + gap + stop
 
 
