@@ -25,22 +25,12 @@ from sft.data.template import (
     with_bos_policy,
 )
 from sft.errors import TemplateError
+from tests.templates import answer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "templates"
 TOKENS = SpecialTokens(
     "<s>", "</s>", ("<s>", "</s>", *sorted({token for name in builtin_names() for token in load_template(name).tokens}))
 )
-SPACE = (" ", "")
-BLANKS = {  # before an answer, and before its stop
-    "vicuna_v0": SPACE,
-    "vicuna_v1.1": SPACE,
-    "llama2": (" ", " "),
-    "moss": SPACE,
-    "openbuddy": SPACE,
-    "chatglm2": SPACE,
-    "chatglm3": ("\n ", ""),
-    "moss_plugin": ("<|MOSS|>: ", ""),
-}
 WITH_SYSTEM = [name for name in builtin_names() if "system" in load_template(name).roles]
 
 
@@ -139,14 +129,8 @@ def test_the_prompt_is_what_stands_before_each_answer(name: str) -> None:
         for index, (start, end) in zip(answers, rendered.spans, strict=True):
             before = replace(conversation, turns=conversation.turns[:index])
             assert renderer.prompt(before).text == rendered.text[:start]
-            last = index == answers[-1]
-            stop = renderer.stop if last else "" if template.only_last else next(iter(template.ends), renderer.stop)
-            lead, gap = BLANKS.get(name, ("", ""))
-            if name == "moss_plugin":
-                stop = renderer.stop  # it calls no tool
-            if name == "chatglm2" and not last:
-                lead = ""
-            assert rendered.text[start:end] == lead + conversation.turns[index].content + gap + stop
+            said = conversation.turns[index].content
+            assert rendered.text[start:end] == answer(template, said, "</s>", last=index == answers[-1])
 
 
 def test_a_late_system_turn_is_refused_and_refused_when_served() -> None:
