@@ -157,7 +157,7 @@ class ByteBpe:
         for piece in self.runs.split(text):
             found += (
                 [self.added[piece]]
-                if piece in self.added
+                if self.runs.fullmatch(piece)
                 else [i for word in self.RULE.findall(piece) for i in self.word(word)]
             )
         return found
