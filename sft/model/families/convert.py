@@ -35,6 +35,7 @@ from sft.model.load import DTYPES
 from sft.model.tokenizer import repair_tokens
 
 _MOST_BYTES = 5_000_000_000
+_FULL = (torch.float32, torch.bfloat16, torch.float16)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -57,10 +58,10 @@ def convert(
         InputError: anything about the folder that cannot be converted, or ``out`` is in the way.
         VerificationError: what was written differs from what was converted.
     """
-    if out.exists() and not (out / "vicugna.json").is_file() and any(out.iterdir()):
+    if source.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: holds the checkpoint itself, and would be replaced; choose another folder")
+    if out.exists() and not (out / "vicugna.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: not empty and not a model of ours; choose another folder")
-    if out.resolve() == source.resolve():
-        raise InputError(f"{out}: the checkpoint itself; choose another folder")
     legacy = open_legacy(source)
     kind = family_of(legacy.config, family)
     refuse_quantised(legacy.config)
@@ -111,9 +112,13 @@ class Shards:
         size = value.numel() * value.element_size()
         if self._held and self._size + size > self.most:
             self.flush()
-        self._held[name] = value.contiguous().clone() if value._base is not None else value.contiguous()
+        # a copy of its own: a piece of a larger tensor would be written whole, and the mapped file would stay open
+        self._held[name] = value.clone(memory_format=torch.contiguous_format)
         self._size += size
         self.written += size
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held or name in self.places
 
     def flush(self) -> None:
         """Write what is held, read it back, let go of it."""
@@ -159,7 +164,7 @@ def _write_weights(kind: Family, legacy: Legacy, folder: Path, expected: Shapes,
                 raise ModelError(f"{shard}: {name} is in two files; which one is right cannot be known")
             seen.add(name)
             for new, tensor in kind.tensors(name, value, legacy.config):
-                _check(new, tensor, expected, shards.places, shard)
+                _check(new, tensor, expected, shards, shard)
                 types.add(tensor.dtype)
                 shards.add(new, tensor if dtype is None else tensor.to(dtype))
     shards.finish()
@@ -174,14 +179,14 @@ def _write_weights(kind: Family, legacy: Legacy, folder: Path, expected: Shapes,
     }
 
 
-def _check(name: str, value: Tensor, expected: Shapes, before: dict[str, Path], shard: Path) -> None:
+def _check(name: str, value: Tensor, expected: Shapes, before: Shards, shard: Path) -> None:
     if name not in expected:
         raise ModelError(f"{shard}: {name} is no weight of the native model: this variant of the family is not known")
     if tuple(value.shape) != expected[name]:
         raise ModelError(f"{shard}: {name} has the shape {tuple(value.shape)}, the configuration asks for {expected[name]}")
     if name in before:
         raise ModelError(f"{shard}: {name} comes from two tensors of the checkpoint")
-    if not value.is_floating_point():
+    if value.dtype not in _FULL:
         raise ModelError(f"{shard}: {name} holds {value.dtype}: a quantised release cannot be converted")
 
 
