@@ -1,4 +1,7 @@
-"""ChatGLM2 and ChatGLM3 as formulas in plain torch, on the tensors of the legacy checkpoint. Written for the tests, float32, no cache."""
+"""ChatGLM2 and ChatGLM3 as formulas in plain torch, on the tensors of the legacy checkpoint. Written for the tests, no cache.
+
+Everything is computed in the type of the embeddings: float64 leaves only the rounding of what is compared.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def _rms(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def _rotate(x: Tensor, rotary: int, positions: Tensor, theta: float) -> Tensor:
     """``[n, T, d]``: the pairs (0, 1), (2, 3), ... of the first ``rotary`` numbers, as complex ones, times ``exp(i position theta_k)``."""
-    angles = positions[:, None] * theta ** (-torch.arange(0, rotary, 2) / rotary)[None]
+    angles = positions[:, None] * theta ** (-torch.arange(0, rotary, 2).to(x.dtype) / rotary)[None]
     turned = torch.view_as_complex(x[..., :rotary].reshape(*x.shape[:-1], rotary // 2, 2)) * torch.polar(
         torch.ones_like(angles), angles
     )
@@ -44,7 +47,7 @@ def _attention(x: Tensor, state: State, at: str, config: Mapping[str, Any], turn
 def logits(state: State, config: Mapping[str, Any], embedded: Tensor, *, version: int, rotary: int | None = None) -> Tensor:
     """Embeddings ``[T, H]`` of one document -> ``[T, V]``. ``version`` decides what ``rope_ratio`` means."""
     size, ratio = config["kv_channels"], config.get("rope_ratio", 1)
-    positions = torch.arange(len(embedded)) / (ratio if version == 2 else 1)
+    positions = torch.arange(len(embedded)).to(embedded.dtype) / (ratio if version == 2 else 1)
     theta = 10_000.0 * (ratio if version == 3 else 1)
     x = embedded
     for layer in range(config["num_layers"]):

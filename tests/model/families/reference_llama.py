@@ -1,4 +1,7 @@
-"""LLaMA as a formula in plain torch, on the tensors of the legacy checkpoint. Written for the tests, float32, no cache."""
+"""LLaMA as a formula in plain torch, on the tensors of the legacy checkpoint. Written for the tests, no cache.
+
+Everything is computed in the type of the embeddings: float64 leaves only the rounding of what is compared.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def _rms(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def _rotate(x: Tensor) -> Tensor:
     """``[T, d]`` of one head: number i is turned with number i + d/2."""
     half = x.shape[-1] // 2
-    angles = torch.arange(len(x))[:, None] * 10_000.0 ** (-torch.arange(half) / half)[None]
+    angles = torch.arange(len(x))[:, None] * 10_000.0 ** (-torch.arange(half).to(x.dtype) / half)[None]
     first, second = x[:, :half], x[:, half:]
     return torch.cat((first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()), dim=-1)
 

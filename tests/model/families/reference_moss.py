@@ -1,4 +1,7 @@
-"""MOSS as a formula in plain torch, on the tensors of the legacy checkpoint. Written for the tests, float32, no cache."""
+"""MOSS as a formula in plain torch, on the tensors of the legacy checkpoint. Written for the tests, no cache.
+
+Everything is computed in the type of the embeddings: float64 leaves only the rounding of what is compared.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def _gelu_new(x: Tensor) -> Tensor:
 
 def _rotate(x: Tensor, rotary: int) -> Tensor:
     """``[T, d]`` of one head: neighbours (0, 1), (2, 3), ... of the first ``rotary`` numbers are turned, GPT-J's way."""
-    angles = torch.arange(len(x))[:, None] * 10_000.0 ** (-torch.arange(0, rotary, 2) / rotary)[None]
+    angles = torch.arange(len(x))[:, None] * 10_000.0 ** (-torch.arange(0, rotary, 2).to(x.dtype) / rotary)[None]
     even, odd = x[:, 0:rotary:2], x[:, 1:rotary:2]
     turned = torch.stack((even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin()), dim=-1)
     return torch.cat((turned.flatten(-2), x[:, rotary:]), dim=-1)
