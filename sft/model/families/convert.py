@@ -70,10 +70,12 @@ def convert(
     partial = out.with_name(f"{files.PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    done = _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
+    config.save_pretrained(partial)
+    # the tokenizer first: what is wrong with it is known before the weights, which take minutes
+    done = _write_tokenizer(kind, legacy, partial, template, config.vocab_size)
+    done |= _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
     config.dtype = dtype or done["dtype"]
     config.save_pretrained(partial)
-    done |= _write_tokenizer(kind, legacy, partial, template)
     about = {"family": kind.name, "native": kind.native, **done, "source": _fingerprints(legacy), "vicugna": version("vicugna")}
     files.write_json(partial / "vicugna.json", {**files.read_json(partial / "vicugna.json"), "converted": about})
     files.publish(partial, out)
@@ -190,10 +192,15 @@ def _check(name: str, value: Tensor, expected: Shapes, before: Shards, shard: Pa
         raise ModelError(f"{shard}: {name} holds {value.dtype}: a quantised release cannot be converted")
 
 
-def _write_tokenizer(kind: Family, legacy: Legacy, folder: Path, template: str | None) -> dict[str, Any]:
+def _write_tokenizer(kind: Family, legacy: Legacy, folder: Path, template: str | None, rows: int) -> dict[str, Any]:
     tokenizer = kind.tokenizer(legacy)
     chosen = load_template(template or kind.template)
     repairs = repair_tokens(tokenizer, chosen)
+    if (last := max(tokenizer.get_vocab().values())) >= rows:
+        raise ModelError(
+            f"{legacy.path}: {tokenizer.convert_ids_to_tokens(last)!r} has the id {last}, and the embedding has {rows} rows: tokenizer and "
+            "weights are not of the same checkpoint, or the template needs tokens that it has not; choose another with --template"
+        )
     encoder = RowEncoder(tokenizer, chosen)
     servable.write_tokenizer(tokenizer, encoder, folder)
     servable.write_generation_config(encoder, tokenizer, folder)

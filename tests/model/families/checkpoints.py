@@ -69,12 +69,15 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int) -> State:
     return state
 
 
-def write_legacy(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], files: int = 1, suffix: str = "bin") -> Path:
+def write_legacy(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], files: int = 1, suffix: str = "bin"
+) -> Path:
     """Write a folder; with several files, an index too."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     stem = "pytorch_model" if suffix == "bin" else "model"
-    names, places = sorted(state), {}
+    names = sorted(state)
+    places: dict[str, str] = {}
     for number in range(files):
         file = f"{stem}.{suffix}" if files == 1 else f"{stem}-{number + 1:05d}-of-{files:05d}.{suffix}"
         part = {name: state[name] for name in names[number::files]}

@@ -16,7 +16,9 @@ State = Mapping[str, Tensor]
 
 def _norm(x: Tensor, state: State, at: str, epsilon: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + epsilon) * state[f"{at}.weight"] + state[f"{at}.bias"]
+    return (
+        centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + epsilon) * state[f"{at}.weight"] + state[f"{at}.bias"]
+    )
 
 
 def _gelu_new(x: Tensor) -> Tensor:

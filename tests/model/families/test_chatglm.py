@@ -197,7 +197,10 @@ def test_without_one_the_user_is_asked(hint: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"position_encoding_2d": True}, r"position_encoding_2d is a key of ChatGLM-6B, the first version: .*convert ChatGLM2-6B"),
+        (
+            {"position_encoding_2d": True},
+            r"position_encoding_2d is a key of ChatGLM-6B, the first version: .*convert ChatGLM2-6B",
+        ),
         ({"inner_hidden_size": 16384}, r"inner_hidden_size is a key of ChatGLM-6B"),
         ({"num_layers": 40, "padded_vocab_size": 151552}, r"40 layers and 151552 tokens are GLM-4's: .* ends in -hf"),
         ({"padded_vocab_size": 151552}, r"28 layers and 151552 tokens are GLM-4's"),
@@ -243,5 +246,7 @@ def test_a_configuration_that_lacks_sizes_is_refused() -> None:
 
 def test_rows_that_are_not_q_k_and_v_are_refused() -> None:
     name = "transformer.encoder.layers.0.self_attention.query_key_value.bias"
-    with pytest.raises(ModelError, match=r"query_key_value\.bias has 192 rows, and the configuration asks for 64 of q, 32 of k"):
+    with pytest.raises(
+        ModelError, match=r"query_key_value\.bias has 192 rows, and the configuration asks for 64 of q, 32 of k"
+    ):
         list(BY_NAME["chatglm2"].tensors(name, torch.zeros(192), TINY))

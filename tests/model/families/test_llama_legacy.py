@@ -42,7 +42,9 @@ REAL = TINY | {
     "vocab_size": 32000,
 }
 CASES = {
-    "llama": Case(LLAMA, TINY, random_state(reference_llama.shapes(TINY), seed=4), reference_llama.embed, reference_llama.logits)
+    "llama": Case(
+        LLAMA, TINY, random_state(reference_llama.shapes(TINY), seed=4), reference_llama.embed, reference_llama.logits
+    )
 }
 CASE = CASES["llama"]
 BOUND = 2e-5
@@ -101,7 +103,9 @@ def test_only_the_old_name_of_the_class_is_claimed() -> None:
     assert family_of(REAL) is LLAMA
     for names in (["LlamaForCausalLM"], [], None):
         assert not llama.recognises(REAL | {"architectures": names})
-    with pytest.raises(ModelError, match=r"no legacy format that is known here\. What transformers has a class for needs no conversion"):
+    with pytest.raises(
+        ModelError, match=r"no legacy format that is known here\. What transformers has a class for needs no conversion"
+    ):
         family_of(REAL | {"architectures": ["LlamaForCausalLM"]})
 
 
@@ -145,7 +149,9 @@ def test_ids_are_sentencepieces_with_bos_in_front(tmp_path: Path, scores: str) -
 def test_a_tokenizer_with_other_ids_is_refused(tmp_path: Path) -> None:
     folder = sentencepiece_model(tmp_path / "legacy", bos_id=2, eos_id=1)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(TokenizerError, match=r"BOS and EOS have the ids 2 and 1, LLaMA's are 1 and 2; is this another model's file\?"):
+    with pytest.raises(
+        TokenizerError, match=r"BOS and EOS have the ids 2 and 1, LLaMA's are 1 and 2; is this another model's file\?"
+    ):
         llama.tokenizer_of(open_legacy(folder))
 
 

@@ -50,7 +50,9 @@ REAL: dict[str, Any] = SWITCHES | {
     "rotary_dim": 64,
     "vocab_size": 107008,
 }
-CASES = {"moss": Case(MOSS, TINY, random_state(reference_moss.shapes(TINY), seed=3), reference_moss.embed, reference_moss.logits)}
+CASES = {
+    "moss": Case(MOSS, TINY, random_state(reference_moss.shapes(TINY), seed=3), reference_moss.embed, reference_moss.logits)
+}
 CASE = CASES["moss"]
 BOUND = 2e-5
 _unshard = moss.unshard
@@ -152,7 +154,11 @@ def test_even_rows_come_first_in_every_head() -> None:
 
 def test_biases_that_phi_has_and_moss_has_not_are_zeros() -> None:
     names = ("attn.qkv_proj.weight", "attn.out_proj.weight")
-    found = [pair for name in names for pair in moss.tensors_of(f"transformer.h.0.{name}", CASE.state[f"transformer.h.0.{name}"], TINY)]
+    found = [
+        pair
+        for name in names
+        for pair in moss.tensors_of(f"transformer.h.0.{name}", CASE.state[f"transformer.h.0.{name}"], TINY)
+    ]
     biases = {name: value for name, value in found if name.endswith("bias")}
     assert sorted(biases) == [f"model.layers.0.self_attn.{part}.bias" for part in ("dense", "k_proj", "q_proj", "v_proj")]
     assert all(value.shape == (128,) and not value.any() for value in biases.values())
