@@ -28,7 +28,7 @@ from sft.data.template import load_template
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError, ModelError, VerificationError
 from sft.model import servable
-from sft.model.families.family import Family, refuse_quantised
+from sft.model.families.family import Config, Family, refuse_quantised
 from sft.model.families.legacy import Legacy, open_legacy
 from sft.model.families.registry import family_of
 from sft.model.load import DTYPES
@@ -65,7 +65,7 @@ def convert(
     legacy = open_legacy(source)
     kind = family_of(legacy.config, family)
     refuse_quantised(legacy.config)
-    config = _native_config(kind, legacy)
+    config = native_config(kind, legacy.config)
     expected = native_shapes(config)
     partial = out.with_name(f"{files.PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,10 +82,11 @@ def convert(
     return about
 
 
-def _native_config(kind: Family, legacy: Legacy) -> Any:
+def native_config(kind: Family, config: Config) -> Any:
+    """The native configuration object of a legacy ``config.json``."""
     from transformers import AutoConfig
 
-    fields = kind.config(legacy.config)
+    fields = kind.config(config)
     return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
 
 

@@ -14,7 +14,7 @@ from sft.data.collate import flat_batch
 from sft.model.adapters import attach
 from sft.model.attention import register
 from sft.recipe import LoraSection
-from tests.model.families.checkpoints import VOCABULARY, Case, loaded
+from tests.model.families.tiny import VOCABULARY, Case, loaded
 
 
 def documents(*lengths: int, seed: int = 5) -> list[Tensor]:

@@ -13,7 +13,7 @@ from sft.errors import ModelError
 from sft.model.families.chatglm import FAMILIES
 from sft.model.families.registry import family_of
 from tests.model.families import equal, reference_chatglm
-from tests.model.families.checkpoints import VOCABULARY, Case, meta_names, native_names, native_of, random_state
+from tests.model.families.tiny import VOCABULARY, Case, meta_names, native_names, native_of, random_state
 
 BY_NAME = {family.name: family for family in FAMILIES}
 SWITCHES: dict[str, Any] = {

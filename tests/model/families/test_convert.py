@@ -18,10 +18,10 @@ from sft.model.families.convert import Shards, convert
 from sft.model.families.family import refuse_quantised
 from sft.model.families.registry import FAMILIES, family_of
 from tests.model.families import equal, reference_llama
-from tests.model.families.checkpoints import Case, State, converted, native_of, random_state, write_legacy, write_tensors
 from tests.model.families.test_llama_legacy import LLAMA
 from tests.model.families.test_llama_legacy import TINY as WIDER
 from tests.model.families.test_moss import CASE as MOSS_CASE
+from tests.model.families.tiny import Case, State, converted, native_of, random_state, write_legacy, write_tensors
 from tests.model.test_sentencepiece_bpe import sentencepiece_model
 
 TINY = WIDER | {"num_hidden_layers": 2, "vocab_size": 640}

@@ -12,7 +12,7 @@ import torch
 
 from sft.errors import ModelError
 from sft.model.families.legacy import open_legacy
-from tests.model.families.checkpoints import write_legacy, write_tensors
+from tests.model.families.tiny import write_legacy, write_tensors
 
 CONFIG = {"model_type": "some"}
 STATE = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(4, dtype=torch.float16), "c": torch.zeros(1)}

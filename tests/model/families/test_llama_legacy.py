@@ -14,7 +14,7 @@ from sft.model.families.legacy import open_legacy
 from sft.model.families.registry import family_of
 from sft.model.sentencepiece_bpe import PROBES
 from tests.model.families import equal, reference_llama
-from tests.model.families.checkpoints import VOCABULARY, Case, meta_names, native_names, native_of, random_state, write_legacy
+from tests.model.families.tiny import VOCABULARY, Case, meta_names, native_names, native_of, random_state, write_legacy
 from tests.model.test_sentencepiece_bpe import TEXTS, sentencepiece_model, spaces_behind_all_scores
 
 (LLAMA,) = llama.FAMILIES

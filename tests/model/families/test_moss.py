@@ -16,7 +16,7 @@ from sft.model.families import moss
 from sft.model.families.family import Config
 from sft.model.families.registry import family_of
 from tests.model.families import equal, reference_moss
-from tests.model.families.checkpoints import VOCABULARY, Case, meta_names, native_names, native_of, random_state
+from tests.model.families.tiny import VOCABULARY, Case, meta_names, native_names, native_of, random_state
 
 (MOSS,) = moss.FAMILIES
 SWITCHES: dict[str, Any] = {

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.model.families.convert import _native_config, _write_weights, native_shapes
+from sft.model.families.convert import _write_weights, native_config, native_shapes
 from sft.model.families.family import Family
 from sft.model.families.legacy import open_legacy
 
@@ -100,7 +100,7 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
 def converted(kind: Family, source: Path, out: Path) -> Path:
     """The driver's work without the tokenizer: configuration and weights."""
     legacy = open_legacy(source)
-    config = _native_config(kind, legacy)
+    config = native_config(kind, legacy.config)
     out.mkdir()
     _write_weights(kind, legacy, out, native_shapes(config), None)
     config.save_pretrained(out)
@@ -136,7 +136,4 @@ def meta_names(case_shapes: Mapping[str, tuple[int, ...]], kind: Family, config:
 
 def native_names(kind: Family, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the native model of a legacy configuration."""
-    from transformers import AutoConfig
-
-    fields = kind.config(config)
-    return native_shapes(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    return native_shapes(native_config(kind, config))
