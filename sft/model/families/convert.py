@@ -202,7 +202,7 @@ def _write_tokenizer(kind: Family, legacy: Legacy, folder: Path, template: str |
             f"{legacy.path}: {tokenizer.convert_ids_to_tokens(last)!r} has the id {last}, and the embedding has {rows} rows: tokenizer and "
             "weights are not of the same checkpoint, or the template needs tokens that it has not; choose another with --template"
         )
-    encoder = RowEncoder(tokenizer, chosen)
+    encoder = RowEncoder(tokenizer, chosen, "last" if chosen.only_last else "assistant")
     servable.write_tokenizer(tokenizer, encoder, folder)
     servable.write_generation_config(encoder, tokenizer, folder)
     files.write_json(folder / "vicugna.json", servable.serving_record(encoder))

@@ -102,7 +102,7 @@ FAMILIES: tuple[Family, ...] = (
         facts=Facts(
             ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             "2,048",
-            "flat rows, by document borders",
+            "flat",
             "float32 logits 6e-6 from the formula (tiny random weights, 700 tokens)",
         ),
     ),

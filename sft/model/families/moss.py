@@ -96,7 +96,7 @@ def tensors_of(name: str, value: Tensor, config: Config) -> Renamed:
     if new.endswith(".qkv_proj.weight"):
         heads, rotary = need(config, "n_head", "rotary_dim")
         for part, rows in unshard(value, name).items():
-            kept = rows if part == "v_proj" else even_first(rows, heads, rotary)
+            kept = rows if part == "v_proj" else sort_pairs(rows, heads, rotary)
             yield new.replace("qkv_proj", part), kept
             yield new.replace("qkv_proj.weight", f"{part}.bias"), value.new_zeros(rows.shape[0])
         return
@@ -118,7 +118,7 @@ def unshard(fused: Tensor, name: str) -> dict[str, Tensor]:
     return {part: parts[:, place].reshape(width, width) for place, part in enumerate(_ORDER)}
 
 
-def even_first(rows: Tensor, heads: int, rotary: int) -> Tensor:
+def sort_pairs(rows: Tensor, heads: int, rotary: int) -> Tensor:
     """``[H, H]`` with the first ``rotary`` rows of every head reordered ``0, 2, 4, ..., 1, 3, 5, ...``."""
     size = rows.shape[0] // heads
     order = torch.cat((torch.arange(0, rotary, 2), torch.arange(1, rotary, 2), torch.arange(rotary, size)))
@@ -146,7 +146,7 @@ FAMILIES: tuple[Family, ...] = (
         facts=Facts(
             ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
             "2,048",
-            "flat rows, by document borders",
+            "flat",
             "float32 logits 5e-6 from the formula (tiny random weights, 700 tokens)",
         ),
     ),

@@ -168,6 +168,12 @@ def test_the_ratio_divides_positions_in_one_and_multiplies_theta_in_the_other() 
     }
 
 
+@pytest.mark.parametrize("ratio", [None, 1, 1.0])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_ratio_of_one_is_no_ratio(name: str, ratio: float | None) -> None:
+    assert BY_NAME[name].config(REAL | {"rope_ratio": ratio}) == BY_NAME[name].config(REAL)
+
+
 @pytest.mark.parametrize(
     ("hint", "name"),
     [

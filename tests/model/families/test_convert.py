@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sft.data.template import load_template
 from sft.errors import InputError, ModelError, VerificationError
 from sft.model.families.convert import Shards, convert
 from sft.model.families.family import refuse_quantised
@@ -74,6 +75,12 @@ def test_weights_are_cast_when_asked(tmp_path: Path) -> None:
         name = "model.layers.1.mlp.up_proj.weight"
         assert torch.equal(opened.get_tensor(name), STATE[name].bfloat16())
     assert about["bytes"] == 2 * sum(value.numel() for name, value in STATE.items() if "inv_freq" not in name)
+
+
+def test_a_template_that_stops_only_at_the_end_can_be_put_in(tmp_path: Path) -> None:
+    assert load_template("chinese_vicuna_chat").only_last
+    about = convert(checkpoint(tmp_path / "legacy"), tmp_path / "out", template="chinese_vicuna_chat")
+    assert about["template"] == "chinese_vicuna_chat"
 
 
 def test_an_earlier_conversion_is_replaced_and_drafts_are_removed(tmp_path: Path) -> None:

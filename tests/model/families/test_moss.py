@@ -115,7 +115,7 @@ def _one_shard(fused: Tensor, name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("function", "wrong"), [("even_first", _in_pairs), ("unshard", _query_key_value), ("unshard", _one_shard)]
+    ("function", "wrong"), [("sort_pairs", _in_pairs), ("unshard", _query_key_value), ("unshard", _one_shard)]
 )
 def test_another_order_of_rows_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, wrong: Callable[..., Any]
@@ -148,7 +148,7 @@ def test_rows_are_unsharded_as_drawn() -> None:
 
 
 def test_even_rows_come_first_in_every_head() -> None:
-    found = moss.even_first(torch.arange(16)[:, None].expand(16, 16), 2, 6)
+    found = moss.sort_pairs(torch.arange(16)[:, None].expand(16, 16), 2, 6)
     assert found[:, 0].tolist() == [0, 2, 4, 1, 3, 5, 6, 7, 8, 10, 12, 9, 11, 13, 14, 15]
 
 
