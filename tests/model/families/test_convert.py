@@ -19,6 +19,7 @@ from sft.model.families.convert import Shards, convert
 from sft.model.families.family import refuse_quantised
 from sft.model.families.registry import FAMILIES, family_of
 from tests.model.families import equal, reference_llama
+from tests.model.families.test_chatglm import CASES as CHATGLM
 from tests.model.families.test_llama_legacy import LLAMA
 from tests.model.families.test_llama_legacy import TINY as WIDER
 from tests.model.families.test_moss import CASE as MOSS_CASE
@@ -271,11 +272,29 @@ def test_no_more_is_held_than_the_largest_file_of_the_checkpoint(tmp_path: Path,
     files = sorted(path.name for path in native.glob("*.safetensors"))
     assert len(files) > 2
     assert sorted(set(index["weight_map"].values())) == files
-    assert index["metadata"]["total_size"] == sum(self_size(native / file) for file in files)
+    assert index["metadata"]["total_size"] == sum(size_of(native / file) for file in files)
     assert equal.alone(CASE, native, (41,), "sdpa") < 2e-5
 
 
-def self_size(path: Path) -> int:
+@pytest.mark.parametrize("case", [MOSS_CASE, CHATGLM["2"], CHATGLM["3-32k"], CASE], ids=lambda case: case.kind.name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_how_a_checkpoint_is_cut_into_files_changes_no_bit(tmp_path: Path, case: Case, dtype: torch.dtype) -> None:
+    """Pickles and safetensors, whole and in pieces, in the types of releases."""
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in case.state.items()}
+    found = []
+    for suffix, files in (("bin", 1), ("bin", 4), ("safetensors", 1), ("safetensors", 3)):
+        folder = tmp_path / f"{suffix}-{files}"
+        folder.mkdir()
+        native = native_of(Case(case.kind, case.config, state, case.embed, case.logits), folder, files=files, suffix=suffix)
+        parts = [safetensors.torch.load_file(path) for path in native.glob("*.safetensors")]
+        found.append({name: value for part in parts for name, value in part.items()})
+    assert all(value.dtype == dtype for value in found[0].values())
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        assert all(torch.equal(value, found[0][name]) for name, value in other.items())
+
+
+def size_of(path: Path) -> int:
     """Bytes of the tensors of a file."""
     return sum(value.numel() * value.element_size() for value in safetensors.torch.load_file(path).values())
 
