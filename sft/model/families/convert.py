@@ -35,6 +35,7 @@ from sft.model.load import DTYPES
 from sft.model.tokenizer import repair_tokens
 
 _MOST_BYTES = 5_000_000_000
+_FULL = (torch.float32, torch.bfloat16, torch.float16)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -57,10 +58,10 @@ def convert(
         InputError: anything about the folder that cannot be converted, or ``out`` is in the way.
         VerificationError: what was written differs from what was converted.
     """
-    if out.exists() and not (out / "vicugna.json").is_file() and any(out.iterdir()):
+    if source.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: holds the checkpoint itself, and would be replaced; choose another folder")
+    if out.exists() and not (out / "vicugna.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: not empty and not a model of ours; choose another folder")
-    if out.resolve() == source.resolve():
-        raise InputError(f"{out}: the checkpoint itself; choose another folder")
     legacy = open_legacy(source)
     kind = family_of(legacy.config, family)
     refuse_quantised(legacy.config)
@@ -69,10 +70,12 @@ def convert(
     partial = out.with_name(f"{files.PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    done = _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
+    config.save_pretrained(partial)
+    # the tokenizer first: what is wrong with it is known before the weights, which take minutes
+    done = _write_tokenizer(kind, legacy, partial, template, config.vocab_size)
+    done |= _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
     config.dtype = dtype or done["dtype"]
     config.save_pretrained(partial)
-    done |= _write_tokenizer(kind, legacy, partial, template)
     about = {"family": kind.name, "native": kind.native, **done, "source": _fingerprints(legacy), "vicugna": version("vicugna")}
     files.write_json(partial / "vicugna.json", {**files.read_json(partial / "vicugna.json"), "converted": about})
     files.publish(partial, out)
@@ -114,9 +117,13 @@ class Shards:
         size = value.numel() * value.element_size()
         if self._held and self._size + size > self.most:
             self.flush()
-        self._held[name] = value.contiguous().clone() if value._base is not None else value.contiguous()
+        # a copy of its own: a piece of a larger tensor would be written whole, and the mapped file would stay open
+        self._held[name] = value.clone(memory_format=torch.contiguous_format)
         self._size += size
         self.written += size
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held or name in self.places
 
     def flush(self) -> None:
         """Write what is held, read it back, let go of it."""
@@ -162,7 +169,7 @@ def _write_weights(kind: Family, legacy: Legacy, folder: Path, expected: Shapes,
                 raise ModelError(f"{shard}: {name} is in two files; which one is right cannot be known")
             seen.add(name)
             for new, tensor in kind.tensors(name, value, legacy.config):
-                _check(new, tensor, expected, shards.places, shard)
+                _check(new, tensor, expected, shards, shard)
                 types.add(tensor.dtype)
                 shards.add(new, tensor if dtype is None else tensor.to(dtype))
     shards.finish()
@@ -177,22 +184,27 @@ def _write_weights(kind: Family, legacy: Legacy, folder: Path, expected: Shapes,
     }
 
 
-def _check(name: str, value: Tensor, expected: Shapes, before: dict[str, Path], shard: Path) -> None:
+def _check(name: str, value: Tensor, expected: Shapes, before: Shards, shard: Path) -> None:
     if name not in expected:
         raise ModelError(f"{shard}: {name} is no weight of the native model: this variant of the family is not known")
     if tuple(value.shape) != expected[name]:
         raise ModelError(f"{shard}: {name} has the shape {tuple(value.shape)}, the configuration asks for {expected[name]}")
     if name in before:
         raise ModelError(f"{shard}: {name} comes from two tensors of the checkpoint")
-    if not value.is_floating_point():
+    if value.dtype not in _FULL:
         raise ModelError(f"{shard}: {name} holds {value.dtype}: a quantised release cannot be converted")
 
 
-def _write_tokenizer(kind: Family, legacy: Legacy, folder: Path, template: str | None) -> dict[str, Any]:
+def _write_tokenizer(kind: Family, legacy: Legacy, folder: Path, template: str | None, rows: int) -> dict[str, Any]:
     tokenizer = kind.tokenizer(legacy)
     chosen = load_template(template or kind.template)
     repairs = repair_tokens(tokenizer, chosen)
-    encoder = RowEncoder(tokenizer, chosen)
+    if (last := max(tokenizer.get_vocab().values())) >= rows:
+        raise ModelError(
+            f"{legacy.path}: {tokenizer.convert_ids_to_tokens(last)!r} has the id {last}, and the embedding has {rows} rows: tokenizer and "
+            "weights are not of the same checkpoint, or the template needs tokens that it has not; choose another with --template"
+        )
+    encoder = RowEncoder(tokenizer, chosen, "last" if chosen.only_last else "assistant")
     servable.write_tokenizer(tokenizer, encoder, folder)
     servable.write_generation_config(encoder, tokenizer, folder)
     files.write_json(folder / "vicugna.json", servable.serving_record(encoder))

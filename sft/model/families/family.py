@@ -38,7 +38,8 @@ class Family:
         name: as ``--family`` takes it.
         native: model type that the checkpoint becomes; with several, each with the size it is for.
         template: chat template of its chat models.
-        recognises: whether a ``config.json`` is of this format, by what it holds.
+        recognises: whether a ``config.json`` is of this format, by what it holds. Raises ModelError for a relative of it that cannot be
+            converted, with a sentence.
         config: the native configuration, ``model_type`` among its keys. Raises ModelError for what cannot be converted, with a sentence.
         tensors: one legacy tensor (name, values, legacy configuration) to the native ones, none for what is computed today. Values may
             share memory with the legacy tensor.

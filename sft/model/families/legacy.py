@@ -125,10 +125,15 @@ def _pickled(shard: Path) -> Iterator[tuple[str, Tensor]]:
         # the format of torch before 1.6 cannot be mapped into memory
         held = torch.load(shard, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(shard))
     except Exception as error:  # pickle's, torch's and zip's own kinds have no common parent
+        what = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{shard}: not read: {str(error).splitlines()[0]}. Only a file of plain tensors is opened (torch's weights_only): whatever "
-            "else a pickle holds could run"
+            f"{shard}: not read: {what}. Only a file of plain tensors is opened (torch's weights_only): whatever else a pickle holds could run"
         ) from None
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+    if not isinstance(held, dict) or not all(isinstance(name, str) and _plain(value) for name, value in held.items()):
         raise ModelError(f"{shard}: a table of names and tensors was expected")
-    yield from sorted(held.items())
+    for name in sorted(held):
+        yield name, held[name].detach()
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized

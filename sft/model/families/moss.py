@@ -1,13 +1,21 @@
-"""MOSS (moss-moon-003) is Phi with other names: one norm a block, attention and MLP side by side on it.
+"""MOSS (moss-moon-003) is Phi with q, v and k sharded in one matrix, rotary rows in pairs, and no attention biases.
 
 ::
 
-    qkv_proj.weight [3 E, E]   four shards, each  [ q E/4 | v E/4 | k E/4 ]  with a quarter of the heads: CodeGen's order
-    rotary positions           neighbouring pairs (0,1), (2,3) ... of the first r numbers of a head; Phi turns (0, r/2), (1, r/2 + 1) ...
-                               so these rows of q and k are sorted: 0, 2, 4 ... 1, 3, 5 ...; the others stay
-    biases of q, k, v, dense   none in MOSS, zero in Phi
+    attn.qkv_proj.weight   [3 H, H]: four shards, each with a quarter of the heads, q before v before k
 
-The dot products of q and k do not change when both are sorted alike. (OpenLMLab's modelling file; CodeGen: Nijkamp et al. 2023.)
+        shard 0          shard 1          shard 2          shard 3            H/4 rows a part: n/4 heads of d rows,
+        q    v    k      q    v    k      q    v    k      q    v    k        head = shard * n/4 + place in the part
+
+    rows of a head of q and k
+        MOSS   (0, 1) (2, 3) ... (r-2, r-1)  r ... d-1     pairs of neighbours are rotated
+        Phi    0 2 4 ... r-2  1 3 5 ... r-1  r ... d-1     row i is rotated with row i + r/2
+
+Written with the even rows first, Phi's angles fall on MOSS's pairs; q and k move alike, so that their products stay. Both run attention
+and MLP on one LayerNorm's output and add both to what came in. Phi's attention has biases: zeros, which change nothing (full tuning moves
+them; LoRA with ``bias: none``, as here, does not).
+
+Source: OpenMOSS's modelling files and CodeGen's, whose blocks they are; Phi's in transformers.
 """
 
 from __future__ import annotations
@@ -17,103 +25,129 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sft.errors import ModelError
 from sft.model.families import tokenizers
 from sft.model.families.family import Config, Facts, Family, Renamed, expect, need
 
 SHARDS = 4
+# CodeGen's own releases hold the mask under other names
+_COMPUTED = (".attn.causal_mask", ".attn.masked_bias", ".attn.bias")
+_ORDER = ("q_proj", "v_proj", "k_proj")
 _NAMES = (
     ("transformer.wte.", "model.embed_tokens."),
-    ("transformer.h.", "model.layers."),
     ("transformer.ln_f.", "model.final_layernorm."),
+    ("transformer.h.", "model.layers."),
+)
+_INNER = (
     (".ln_1.", ".input_layernorm."),
     (".mlp.fc_in.", ".mlp.fc1."),
     (".mlp.fc_out.", ".mlp.fc2."),
     (".attn.out_proj.", ".self_attn.dense."),
+    (".attn.qkv_proj.", ".self_attn.qkv_proj."),
 )
 
 
-def _config(config: Config) -> dict[str, Any]:
-    expect(config, activation_function="gelu_new", tie_word_embeddings=False, add_cross_attention=False)
-    width, layers, heads, rotary, positions, vocabulary = need(
-        config, "n_embd", "n_layer", "n_head", "rotary_dim", "n_positions", "vocab_size"
-    )
+def recognises(config: Config) -> bool:
+    """Any MOSS, its quantised releases too (they are refused by their ``wbits``)."""
+    return str(config.get("model_type", "")).lower() == "moss"
+
+
+def config_of(config: Config) -> dict[str, Any]:
+    """Phi's configuration of a MOSS."""
+    expect(config, activation_function="gelu_new", scale_attn_weights=True, tie_word_embeddings=False)
+    hidden, layers, heads, rotary, vocabulary = need(config, "n_embd", "n_layer", "n_head", "rotary_dim", "vocab_size")
+    if heads % SHARDS or hidden % heads:
+        raise ModelError(
+            f"config.json: n_head = {heads}, n_embd = {hidden}: MOSS writes its heads in {SHARDS} shards of equal size, and these cannot be"
+        )
+    size = hidden // heads
+    if rotary is None or rotary % 2 or not 0 < rotary <= size:
+        raise ModelError(f"config.json: rotary_dim = {rotary!r}: an even number up to {size}, the size of a head, was expected")
     return {
         "model_type": "phi",
-        "hidden_size": width,
-        "intermediate_size": config.get("n_inner") or 4 * width,
+        "hidden_size": hidden,
+        "intermediate_size": config.get("n_inner") or 4 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
+        "max_position_embeddings": config.get("n_positions", 2048),
         "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": rotary / (width // heads),
-        },
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": rotary / size},
         "hidden_act": "gelu_new",
         "qk_layernorm": False,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
+        # dropout is a matter of training, and no weight's
         "attention_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
         "tie_word_embeddings": False,
-        "bos_token_id": config.get("bos_token_id"),
-        "eos_token_id": config.get("eos_token_id"),
+        "bos_token_id": config.get("bos_token_id", 106_028),
+        "eos_token_id": config.get("eos_token_id", 106_068),
+        # a pad id would take its row of the embedding out of training
         "pad_token_id": None,
     }
 
 
-def _tensors(name: str, value: Tensor, config: Config) -> Renamed:
-    if name.endswith(("attn.causal_mask", "attn.masked_bias", "attn.bias")):
+def tensors_of(name: str, value: Tensor, config: Config) -> Renamed:
+    """See the module."""
+    if name.endswith(_COMPUTED):
         return
-    for old, new in _NAMES:
-        name = name.replace(old, new)
-    if name.endswith(".attn.qkv_proj.weight"):
-        yield from _attention(name.removesuffix("attn.qkv_proj.weight"), value, config)
+    new = _renamed(name)
+    if new.endswith(".qkv_proj.weight"):
+        heads, rotary = need(config, "n_head", "rotary_dim")
+        for part, rows in unshard(value, name).items():
+            kept = rows if part == "v_proj" else sort_pairs(rows, heads, rotary)
+            yield new.replace("qkv_proj", part), kept
+            yield new.replace("qkv_proj.weight", f"{part}.bias"), value.new_zeros(rows.shape[0])
         return
-    yield name, value
-    if name.endswith(".self_attn.dense.weight"):
-        yield name.replace("weight", "bias"), value.new_zeros(len(value))
+    yield new, value
+    if new.endswith(".self_attn.dense.weight"):
+        yield new.removesuffix("weight") + "bias", value.new_zeros(value.shape[0])
 
 
-def _attention(layer: str, value: Tensor, config: Config) -> Renamed:
-    width, heads, rotary = int(config["n_embd"]), int(config["n_head"]), int(config["rotary_dim"])
-    q, v, k = value.view(SHARDS, 3, width // SHARDS, width).unbind(1)
-    for part, shards in (("q_proj", q), ("k_proj", k), ("v_proj", v)):
-        rows = shards.reshape(width, width)
-        if part != "v_proj":
-            rows = sort_pairs(rows, heads, rotary)
-        yield f"{layer}self_attn.{part}.weight", rows
-        yield f"{layer}self_attn.{part}.bias", value.new_zeros(width)
+def unshard(fused: Tensor, name: str) -> dict[str, Tensor]:
+    """``[3 H, H]`` in four shards of q, v, k -> ``q_proj``, ``v_proj`` and ``k_proj``, ``[H, H]`` each, heads in their order.
+
+    Raises:
+        ModelError: another number of rows.
+    """
+    rows, width = fused.shape
+    if rows != 3 * width:
+        raise ModelError(f"{name} has {rows} rows of {width}; {3 * width} were expected: q, v and k")
+    parts = fused.view(SHARDS, len(_ORDER), width // SHARDS, width)
+    return {part: parts[:, place].reshape(width, width) for place, part in enumerate(_ORDER)}
 
 
 def sort_pairs(rows: Tensor, heads: int, rotary: int) -> Tensor:
-    """Rows of each head, the first ``rotary`` in the order 0, 2, 4 ... 1, 3, 5 ...
-
-    Args:
-        rows: ``[heads x d, n]``.
-    """
-    size = len(rows) // heads
-    order = torch.arange(size)
-    order[:rotary] = torch.cat([torch.arange(0, rotary, 2), torch.arange(1, rotary, 2)])
+    """``[H, H]`` with the first ``rotary`` rows of every head reordered ``0, 2, 4, ..., 1, 3, 5, ...``."""
+    size = rows.shape[0] // heads
+    order = torch.cat((torch.arange(0, rotary, 2), torch.arange(1, rotary, 2), torch.arange(rotary, size)))
     return rows.view(heads, size, -1)[:, order].reshape(rows.shape)
 
 
-FAMILIES = (
+def _renamed(name: str) -> str:
+    for old, new in _NAMES:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+    for old, new in _INNER:
+        name = name.replace(old, new)
+    return name
+
+
+FAMILIES: tuple[Family, ...] = (
     Family(
         name="moss",
         native="phi",
         template="moss",
-        recognises=lambda config: str(config.get("model_type", "")).lower() == "moss",
-        config=_config,
-        tensors=_tensors,
+        recognises=recognises,
+        config=config_of,
+        tensors=tensors_of,
         tokenizer=tokenizers.moss,
         facts=Facts(
-            lora=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-            context="2,048",
-            packing="flat",
-            verified="",
+            ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+            "2,048",
+            "flat",
+            "float32 logits 5e-6 from the formula (tiny random weights, 700 tokens)",
         ),
     ),
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sft.errors import InputError, ModelError
-from sft.model.families import baichuan, chatglm, moss
+from sft.model.families import baichuan, chatglm, llama, moss
 from sft.model.families.family import Config, Family
 
-FAMILIES: tuple[Family, ...] = (*baichuan.FAMILIES, *chatglm.FAMILIES, *moss.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*baichuan.FAMILIES, *chatglm.FAMILIES, *llama.FAMILIES, *moss.FAMILIES)
 
 
 def family_of(config: Config, named: str | None = None) -> Family:
