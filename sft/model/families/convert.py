@@ -73,14 +73,20 @@ def convert(
     config.dtype = dtype or done["dtype"]
     config.save_pretrained(partial)
     done |= _write_tokenizer(kind, legacy, partial, template)
-    about = {"family": kind.name, "native": kind.native, **done, "source": _fingerprints(legacy), "vicugna": version("vicugna")}
+    about = {
+        "family": kind.name,
+        "native": config.model_type,
+        **done,
+        "source": _fingerprints(legacy),
+        "vicugna": version("vicugna"),
+    }
     files.write_json(partial / "vicugna.json", {**files.read_json(partial / "vicugna.json"), "converted": about})
     files.publish(partial, out)
     return about
 
 
 def _native_config(kind: Family, legacy: Legacy) -> Any:
-    from transformers import AutoConfig
+    from sft.model.native import AutoConfig
 
     fields = kind.config(legacy.config)
     return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
@@ -88,7 +94,7 @@ def _native_config(kind: Family, legacy: Legacy) -> Any:
 
 def native_shapes(config: Any) -> Shapes:
     """Names and shapes of the native model's weights; none of it is allocated."""
-    from transformers import AutoModelForCausalLM
+    from sft.model.native import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
