@@ -1,17 +1,20 @@
 """LLaMA's body with ALiBi in the place of RoPE: what Baichuan-13B and Baichuan2-13B are. transformers has no class of that kind.
 
-ALiBi (Press et al. 2021) adds ``m_h (j - i)`` to the score of query i and key j of head h. A bias of the shape ``[H, N, N]`` would shut out
-the fast kernels, and costs 2.7 GiB per layer at 4,096 tokens, 40 heads and float32. Here the bias is part of the dot product: 8 more columns::
+ALiBi (Press et al. 2021) adds ``m_h (j - i)`` to the score of query i and key j of head h. A bias of the shape ``[H, N, N]`` would shut
+out the fast kernels, and costs 2.5 GiB per layer at 4,096 tokens, 40 heads and float32. Here it is part of the dot product: 8 more columns::
 
-    key    [ k ;  hi  hi  hi  lo  lo  -64 -64 -64 ]      j = hi + lo, hi a multiple of 128
-    query  [ q ;  s1  s2  s3  s1  s2   t1  t2  t3 ]      s1 + s2 + s3 = m_h / scale,  64 (t1 + t2 + t3) = m_h i / scale
+    key    [ hi  -64   hi  -64   hi   lo   lo   lo  ; k ]     j = hi + lo, hi a multiple of 128
+    query  [ s1   t1   s2   t2   s3   s1   s2   s3  ; q ]     s1 + s2 + s3 = m_h / scale,  64 (t1 + t2) = m_h i / scale
 
     scale (query . key) = scale (q . k) + m_h (j - i)
 
-so every kernel works with its plain causal mask, and packed rows, left padding and the KV cache need nothing but position ids. hi, lo
-and 64 are exact in half precision up to position 32,767; a real number is the sum of three roundings, for which the type must be the one
-that the kernel multiplies in. The terms of i shift all scores of a query alike and would fall out of the softmax, but without them the
-scores of late keys are large, and eager attention rounds them to bfloat16. They are divided by 64 to stay below 65,504 in float16.
+so every kernel works with its plain causal mask, and packed rows, left padding and the KV cache need nothing but position ids.
+
+All columns are numbers of bfloat16 (8 bits), whatever the model computes in: they are exact in float32, TF32, bfloat16 and (but for what
+is below 6e-8) float16, autocast or not, up to position 32,767. s is the sum of three such numbers, 24 bits. The terms of i shift all
+scores of a query alike and fall out of the softmax, so two parts do; without them the scores of late keys are large, and eager attention
+rounds them to bfloat16. 64 keeps t below 65,504 in float16. The columns come first and large terms next to those that cancel them: sums of
+so few bits are exact in float32, and q . k is added to what is left, a small number for the keys that matter.
 """
 
 from __future__ import annotations
@@ -75,12 +78,12 @@ class AlibiConfig(LlamaConfig):
             raise ValueError("num_key_value_heads: every head has its own slope and its own keys here; leave it out")
 
 
-def _three(exact: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """float64 -> three tensors of ``dtype`` that add up to it, each the rounding of what is still missing."""
+def _parts(exact: Tensor, count: int) -> list[Tensor]:
+    """float64 -> ``count`` tensors of bfloat16 that add up to it, each the rounding of what is still missing."""
     parts = []
-    for _ in range(3):
-        parts.append(exact.to(dtype))
-        exact = exact - parts[-1].to(exact.dtype)
+    for _ in range(count):
+        parts.append(exact.to(torch.bfloat16))
+        exact = exact - parts[-1].double()
     return parts
 
 
@@ -94,21 +97,16 @@ class AlibiColumns(nn.Module):
 
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns of queries and of keys, both ``[B, H, N, 8]``, from ``hidden`` ``[B, N, hidden]`` (its device and type) and positions
-        ``[B or 1, N]``.
-        """
-        device = hidden.device
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
-        with torch.autocast(device.type, enabled=False):
-            at = position_ids.to(device)[:, None, :]  # [B, 1, N]
-            s = (self._slopes(device) / self.scale)[None, :, None]  # [1, H, 1]
-            shift = _three(s * at / _SHIFT, dtype)
-            low = at.remainder(_STEP)
-            s1, s2, s3 = (part.expand_as(shift[0]) for part in _three(s, dtype))
-            hi, lo = (at - low).to(dtype), low.to(dtype)
-            less = torch.full_like(hi, -_SHIFT)
-            query = torch.stack((s1, s2, s3, s1, s2, *shift), dim=-1)
-            key = torch.stack((hi, hi, hi, lo, lo, less, less, less), dim=-1)
+        """Positions ``[B or 1, N]`` -> columns of queries and of keys, both ``[B, H, N, 8]`` in bfloat16; ``hidden`` is ``[B, N, hidden]``."""
+        at = position_ids.to(hidden.device)[:, None, :]  # [B, 1, N]
+        s = (self._slopes(hidden.device) / self.scale)[None, :, None]  # [1, H, 1]
+        t1, t2 = _parts(s * at / _SHIFT, 2)
+        s1, s2, s3 = (part.expand_as(t1) for part in _parts(s, 3))
+        low = at.remainder(_STEP)
+        hi, lo = (at - low).to(t1.dtype), low.to(t1.dtype)
+        less = torch.full_like(hi, -_SHIFT)
+        query = torch.stack((s1, t1, s2, t2, s3, s1, s2, s3), dim=-1)
+        key = torch.stack((hi, less, hi, less, hi, lo, lo, lo), dim=-1)
         shape = (hidden.shape[0], *query.shape[1:])
         return query.expand(shape), key.expand(shape)
 
@@ -137,7 +135,7 @@ class AlibiAttention(LlamaAttention):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (layer(hidden_states).view(*rows, -1, self.head_dim).transpose(1, 2) for layer in projections)
         query, key = (
-            torch.cat((x, columns.to(x.dtype)), dim=-1) for x, columns in zip((query, key), position_embeddings, strict=True)
+            torch.cat((columns.to(x.dtype), x), dim=-1) for x, columns in zip((query, key), position_embeddings, strict=True)
         )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
