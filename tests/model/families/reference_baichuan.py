@@ -56,14 +56,14 @@ def legacy_weights(variant: str, seed: int = 0) -> dict[str, Tensor]:
         "model.embed_tokens.weight": normal(VOCABULARY, hidden, scale=1.0),
         "model.norm.weight": 1 + normal(hidden, scale=0.2),
         # rows of very different lengths: a head that is not normalised cannot be mistaken for one that is
-        "lm_head.weight": normal(VOCABULARY, hidden, scale=0.4) * torch.rand(VOCABULARY, 1, generator=draw).add(0.3),
+        "lm_head.weight": normal(VOCABULARY, hidden, scale=0.2) * torch.rand(VOCABULARY, 1, generator=draw).add(0.3),
     }
     if VARIANTS[variant][1]:
-        found["lm_head.weight"] *= 2.0
+        found["lm_head.weight"] *= 4.0
     for layer in range(layers):
         before = f"model.layers.{layer}."
         found |= {
-            f"{before}self_attn.W_pack.weight": normal(3 * hidden, hidden, scale=0.35),
+            f"{before}self_attn.W_pack.weight": normal(3 * hidden, hidden, scale=0.25),
             f"{before}self_attn.o_proj.weight": normal(hidden, hidden, scale=0.25),
             f"{before}mlp.gate_proj.weight": normal(inner, hidden, scale=0.25),
             f"{before}mlp.up_proj.weight": normal(inner, hidden, scale=0.25),
@@ -102,10 +102,10 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor) -> Tensor:
-    """Dimension d of a head turns with d + size/2 by the angle position / 10000^(2 d / size). ``[T, heads, size]``."""
+    """Dimension d of a head turns with d + size/2 by the angle position / 10000^(2 d / size), float32. ``[T, heads, size]``."""
     length, _, size = x.shape
     half = size // 2
-    angle = torch.arange(length).double()[:, None] * 10000.0 ** (-2 * torch.arange(half).double() / size)
+    angle = torch.arange(length).float()[:, None] * (1.0 / 10000.0 ** (torch.arange(half).float() * 2 / size))
     cos, sin = (f(angle)[:, None].to(x.dtype) for f in (torch.cos, torch.sin))
     a, b = x[..., :half], x[..., half:]
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
