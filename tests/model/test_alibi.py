@@ -91,7 +91,21 @@ def test_no_type_rounds_the_columns(dtype: torch.dtype) -> None:
     assert float(query.abs().max()) < 65504
 
 
-@pytest.mark.parametrize(("dtype", "eager"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, False)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_attention_with_columns_is_attention_with_the_bias(dtype: torch.dtype, most: float) -> None:
+    """Exact but for the order of sums: the single sums of a kernel run in lanes, and those that hold large terms round in float32."""
+    heads, size, length = 5, 64, 1500
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, length, size, generator=draw).to(dtype) for _ in range(3))
+    bias = additive_bias(heads, length, torch.float64)[None]
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=bias)
+    wide_q, wide_k = (torch.cat(pair, dim=-1) for pair in zip(_columns(heads, size, length, 0, dtype), (q, k), strict=True))
+    found = F.scaled_dot_product_attention(wide_q, wide_k, v, is_causal=True, scale=size**-0.5)
+    assert float((found.double() - exact).square().mean().sqrt()) < most
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eager", [False, True])
 def test_no_further_from_float64_than_the_bias_that_is_added(dtype: torch.dtype, eager: bool) -> None:
     """Against ``softmax(q k + bias) v`` in float64: by columns, and with the bias added in the type of the model."""
     heads, size, length = 5, 64, 1500
@@ -102,10 +116,11 @@ def test_no_further_from_float64_than_the_bias_that_is_added(dtype: torch.dtype,
     added = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(dtype)[None])
     wide_q, wide_k = (torch.cat(pair, dim=-1) for pair in zip(_columns(heads, size, length, 0, dtype), (q, k), strict=True))
     if eager:
-        scores = (wide_q @ wide_k.transpose(-1, -2)) * size**-0.5 + additive_bias(1, length, dtype).mul(0).nan_to_num(neginf=0.0)
+        scores = (wide_q @ wide_k.transpose(-1, -2)) * size**-0.5 + additive_bias(1, length, dtype).mul(0).nan_to_num(
+            neginf=0.0
+        )
         scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), torch.finfo(dtype).min)
         found = scores.softmax(-1, dtype=torch.float32).to(dtype) @ v
-        # and the bias added to eager scores of that type
         plain = (q @ k.transpose(-1, -2)) * size**-0.5 + bias.to(dtype)[None]
         added = plain.softmax(-1, dtype=torch.float32).to(dtype) @ v
     else:
@@ -154,15 +169,17 @@ def test_restarted_positions_are_separate_rows(attention: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", BACKENDS)
-def test_the_cache_changes_nothing(attention: str) -> None:
-    model, ids = _model(attention), _ids(1, 150)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-13), (torch.float32, 5e-5)])
+def test_the_cache_changes_nothing(attention: str, dtype: torch.dtype, most: float) -> None:
+    """A single query takes another kernel than many, whose sums run in another order: float64 shows that there is no more to it."""
+    model, ids = _model(attention, dtype), _ids(1, 150)
     whole = model(ids, use_cache=False).logits
     first = model(ids[:, :120], use_cache=True)
     rest, cache = [first.logits], first.past_key_values
     for place in range(120, 150):
         step = model(ids[:, place : place + 1], past_key_values=cache, use_cache=True)
         rest.append(step.logits)
-    assert float((torch.cat(rest, dim=1) - whole).abs().max()) < 1e-5
+    assert float((torch.cat(rest, dim=1) - whole).abs().max()) < most
     assert (cache.layers[0].keys.shape[-1], cache.layers[0].values.shape[-1]) == (8 + COLUMNS, 8)
 
 
@@ -170,12 +187,12 @@ def test_the_cache_changes_nothing(attention: str) -> None:
 def test_a_static_cache_and_left_padding_generate_the_same() -> None:
     model, ids = _model(), _ids(1, 12)
     options: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    wanted = model.generate(ids, **options)[0, 12:].tolist()  # type: ignore[operator]
+    wanted = model.generate(ids, **options)[0, 12:].tolist()
     held = StaticCache(config=model.config, max_cache_len=40)
-    assert model.generate(ids, past_key_values=held, **options)[0, 12:].tolist() == wanted  # type: ignore[operator]
+    assert model.generate(ids, past_key_values=held, **options)[0, 12:].tolist() == wanted
     padded = torch.cat((torch.zeros(1, 9, dtype=torch.long), ids), dim=1)
     mask = (torch.arange(21)[None] >= 9).long()
-    assert model.generate(padded, attention_mask=mask, **options)[0, 21:].tolist() == wanted  # type: ignore[operator]
+    assert model.generate(padded, attention_mask=mask, **options)[0, 21:].tolist() == wanted
 
 
 @torch.no_grad()
@@ -234,7 +251,7 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path: Path) -> None:
     assert type(again) is AlibiForCausalLM
     assert isinstance(AutoConfig.from_pretrained(tmp_path), AlibiConfig)
     assert torch.equal(again(ids).logits, model(ids).logits)
-    assert again._no_split_modules == {"AlibiDecoderLayer"} or list(again._no_split_modules) == ["AlibiDecoderLayer"]
+    assert set(again._no_split_modules) == {"AlibiDecoderLayer"}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def write_legacy(folder: Path, variant: str, layout: str, seed: int = 0, **chang
         save_file(weights, folder / "model.safetensors")
         return weights
     names = sorted(weights)
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
         file = f"pytorch_model-{number:05d}-of-00002.bin"
         torch.save({name: weights[name] for name in part}, folder / file)
@@ -112,7 +112,7 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 def slopes_by_the_paper(heads: int) -> list[float]:
-    """A geometric series where heads are a power of two; else the series of the next lower one, filled up with every second of the next higher."""
+    """A geometric series for a power of two; else that of the next lower one, filled up with every second of the next higher."""
     if math.log2(heads).is_integer():
         start = 2.0 ** (-(2.0 ** -(math.log2(heads) - 3)))
         return [start ** (i + 1) for i in range(heads)]

@@ -28,7 +28,9 @@ Ready = tuple[str, dict[str, Tensor], PreTrainedModel]
 
 
 def _kind(variant: str) -> Family:
-    return next(family for family in baichuan.FAMILIES if family.name == ("baichuan2" if variant.startswith("2") else "baichuan"))
+    return next(
+        family for family in baichuan.FAMILIES if family.name == ("baichuan2" if variant.startswith("2") else "baichuan")
+    )
 
 
 def _converted(folder: Path, variant: str, layout: str = "bin", seed: int = 0) -> tuple[dict[str, Tensor], Path]:
@@ -117,7 +119,7 @@ def test_documents_of_a_flat_row_are_as_alone(tmp_path: Path, variant: str, atte
 def test_greedy_decoding_with_the_cache(ready: Ready) -> None:
     variant, weights, model = ready
     ids = _ids(9, 3)
-    made = model.generate(ids[None], max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)  # type: ignore[operator]
+    made = model.generate(ids[None], max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert made[0, 9:].tolist() == reference.greedy(weights, variant, ids, 24)
 
 
@@ -255,14 +257,14 @@ def test_other_variants_are_refused(change: dict[str, Any], said: str) -> None:
 def test_another_w_pack_is_refused() -> None:
     with pytest.raises(ModelError, match=r"W_pack\.weight has the shape \(60, 40\), and only q, k and v of 40 rows each"):
         list(
-            baichuan.tensors_of(
-                "model.layers.0.self_attn.W_pack.weight", torch.zeros(60, 40), reference.SIZES, norm_head=False
-            )
+            baichuan.tensors_of("model.layers.0.self_attn.W_pack.weight", torch.zeros(60, 40), reference.SIZES, norm_head=False)
         )
 
 
 def test_a_row_of_zeros_in_the_head_stays_one() -> None:
-    ((_, head),) = baichuan.tensors_of("lm_head.weight", torch.tensor([[0.0, 0.0], [3.0, 4.0]]), reference.SIZES, norm_head=True)
+    ((_, head),) = baichuan.tensors_of(
+        "lm_head.weight", torch.tensor([[0.0, 0.0], [3.0, 4.0]]), reference.SIZES, norm_head=True
+    )
     assert torch.allclose(head, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
 
 
@@ -304,7 +306,10 @@ def test_what_the_old_code_cannot_hold_is_refused() -> None:
     for change, said in (
         ({"model_type": "mistral"}, r"model_type 'mistral': only a converted Baichuan"),
         ({"attention_bias": True}, r"attention_bias = True"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, r"rope_parameters = .* unscaled positions of base 10000 only"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            r"rope_parameters = .* unscaled positions of base 10000 only",
+        ),
     ):
         with pytest.raises(ModelError, match=said):
             baichuan.legacy_config({**native, **change}, norm_head=False)
