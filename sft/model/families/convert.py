@@ -76,7 +76,13 @@ def convert(
     done |= _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
     config.dtype = dtype or done["dtype"]
     config.save_pretrained(partial)
-    about = {"family": kind.name, "native": kind.native, **done, "source": _fingerprints(legacy), "vicugna": version("vicugna")}
+    about = {
+        "family": kind.name,
+        "native": config.model_type,
+        **done,
+        "source": _fingerprints(legacy),
+        "vicugna": version("vicugna"),
+    }
     files.write_json(partial / "vicugna.json", {**files.read_json(partial / "vicugna.json"), "converted": about})
     files.publish(partial, out)
     return about
@@ -84,9 +90,7 @@ def convert(
 
 def native_config(kind: Family, config: Config) -> Any:
     """The native configuration object of a legacy ``config.json``."""
-    from transformers import AutoConfig
-
-    import sft.model.alibi  # noqa: F401  # registers the class of the 13B ones
+    from sft.model.native import AutoConfig
 
     fields = kind.config(config)
     return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
@@ -94,7 +98,7 @@ def native_config(kind: Family, config: Config) -> Any:
 
 def native_shapes(config: Any) -> Shapes:
     """Names and shapes of the native model's weights; none of it is allocated."""
-    from transformers import AutoModelForCausalLM
+    from sft.model.native import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
