@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sft.errors import ModelError
 from sft.model.attention import check_isolation, register
 from sft.model.families import baichuan
-from sft.model.families.convert import _native_config, _write_weights, native_shapes
+from sft.model.families.convert import _write_weights, native_config, native_shapes
 from sft.model.families.family import Family
 from sft.model.families.legacy import open_legacy
 from sft.model.families.registry import family_of
@@ -37,7 +37,7 @@ def _converted(folder: Path, variant: str, layout: str = "bin", seed: int = 0) -
     """Weights of a legacy checkpoint and the folder that the driver makes of it, without a tokenizer."""
     weights = reference.write_legacy(folder / "legacy", variant, layout, seed)
     kind, legacy, out = _kind(variant), open_legacy(folder / "legacy"), folder / "native"
-    config = _native_config(kind, legacy)
+    config = native_config(kind, legacy.config)
     out.mkdir()
     _write_weights(kind, legacy, out, native_shapes(config), None)
     config.dtype = "float32"
