@@ -44,7 +44,7 @@ def legacy_config(variant: str, **changes: Any) -> dict[str, Any]:
     return {**SIZES, "vocab_size": VOCABULARY, **VARIANTS[variant][0], **changes}
 
 
-def legacy_weights(variant: str, seed: int = 0) -> dict[str, Tensor]:
+def legacy_weights(variant: str, seed: int = 0, rows: int = VOCABULARY) -> dict[str, Tensor]:
     """Random tensors under the old names, buffers among them; large enough that every mistake moves the logits."""
     draw = torch.Generator().manual_seed(seed)
     hidden, inner, layers = (SIZES[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
@@ -53,10 +53,10 @@ def legacy_weights(variant: str, seed: int = 0) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=draw) * scale
 
     found = {
-        "model.embed_tokens.weight": normal(VOCABULARY, hidden, scale=1.0),
+        "model.embed_tokens.weight": normal(rows, hidden, scale=1.0),
         "model.norm.weight": 1 + normal(hidden, scale=0.2),
         # rows of very different lengths: a head that is not normalised cannot be mistaken for one that is
-        "lm_head.weight": normal(VOCABULARY, hidden, scale=0.2) * torch.rand(VOCABULARY, 1, generator=draw).add(0.3),
+        "lm_head.weight": normal(rows, hidden, scale=0.2) * torch.rand(rows, 1, generator=draw).add(0.3),
     }
     if VARIANTS[variant][1]:
         found["lm_head.weight"] *= 4.0

@@ -74,6 +74,14 @@ def write_legacy(
 ) -> Path:
     """Write a folder; with several files, an index too."""
     folder.mkdir()
+    write_files(folder, config, state, files, suffix)
+    return folder
+
+
+def write_files(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], files: int = 1, suffix: str = "bin"
+) -> None:
+    """Configuration and weights into a folder that is there."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     stem = "pytorch_model" if suffix == "bin" else "model"
     names = sorted(state)
@@ -86,7 +94,6 @@ def write_legacy(
     if files > 1:
         index = {"metadata": {}, "weight_map": places}
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index), encoding="utf-8")
-    return folder
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
