@@ -91,12 +91,10 @@ def moss(legacy: Legacy) -> PreTrainedTokenizerBase:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = _json(_file(legacy, "vocab.json"))
-    merges = [
-        tuple(line.split(" ")) for line in _lines(_file(legacy, "merges.txt")) if line and not line.startswith("#version")
-    ]
+    lines = [line.split(" ") for line in _lines(_file(legacy, "merges.txt")) if line and not line.startswith("#version")]
     added = _json(_file(legacy, "added_tokens.json"))
     try:
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(first, second) for first, second in lines]))
     except Exception as error:  # the library's own kind
         raise TokenizerError(
             f"{legacy.path}: vocab.json and merges.txt do not belong together: {error}; fetch them again"
