@@ -17,8 +17,10 @@ from transformers import PreTrainedModel, StaticCache
 from sft.model.alibi import COLUMNS, MODEL_TYPE, AlibiColumns, AlibiConfig, AlibiForCausalLM, slopes
 from sft.model.attention import check_isolation, isolation_tolerance, register
 from sft.model.native import OWN_MODEL_TYPES, AutoConfig, AutoModelForCausalLM
-from tests.builders import tiny_model
+from sft.train import run
+from tests.builders import byte_level, save_tiny, tiny_model
 from tests.model.families.reference_baichuan import additive_bias, slopes_by_the_paper
+from tests.runs import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIBI: dict[str, Any] = {
@@ -252,6 +254,18 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(tmp_path), AlibiConfig)
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert set(again._no_split_modules) == {"AlibiDecoderLayer"}
+
+
+def test_a_recipe_trains_and_merges_it(tmp_path: Path) -> None:
+    """Flat rows, LoRA on all linear layers, checkpointing: all that a run does with a model, the merge and its comparison too."""
+    save_tiny(tmp_path / "base", byte_level(), ALIBI)
+    recipe = tiny_recipe(tmp_path / "run", lora={"rank": 4, "alpha": 8}, output__merge=True, train__gradient_checkpointing=True)
+    run(recipe)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype=torch.float32)
+    assert type(merged) is AlibiForCausalLM
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    seen = [row["loss"] for row in losses if "loss" in row]
+    assert seen[-1] < seen[0]
 
 
 @pytest.mark.parametrize(
