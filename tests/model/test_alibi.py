@@ -14,11 +14,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
+from sft.model import attention, cudnn_attention
 from sft.model.alibi import COLUMNS, MODEL_TYPE, AlibiColumns, AlibiConfig, AlibiForCausalLM, slopes
 from sft.model.attention import check_isolation, isolation_tolerance, register
 from sft.model.native import OWN_MODEL_TYPES, AutoConfig, AutoModelForCausalLM
-from tests.builders import tiny_model
+from sft.train import run
+from tests.builders import byte_level, save_tiny, tiny_model
 from tests.model.families.reference_baichuan import additive_bias, slopes_by_the_paper
+from tests.runs import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIBI: dict[str, Any] = {
@@ -33,10 +36,10 @@ VOCAB = 200
 BACKENDS = ("eager", "sdpa", "vicugna_sdpa")
 
 
-def _model(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def _model(backend: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     register()
     model = tiny_model(VOCAB, ALIBI).to(dtype).eval()
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(backend)
     return model
 
 
@@ -140,6 +143,23 @@ def test_backends_agree() -> None:
         assert float((first - other).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize(("size", "taken"), [(136, "varlen"), (128, "cudnn")])
+def test_heads_that_cudnn_was_not_measured_with_take_torchs_kernel(
+    monkeypatch: pytest.MonkeyPatch, size: int, taken: str
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(attention, "varlen", lambda *args: called.append("varlen"))
+
+    def kernel(*args: Any) -> tuple[Tensor, None]:
+        called.append("cudnn")
+        return torch.zeros(4), None
+
+    monkeypatch.setattr(cudnn_attention, "cudnn_attention", kernel)
+    states = torch.zeros(1, 2, 4, size)
+    attention.cudnn(torch.nn.Module(), states, states, states, None, cu_seq_lens_q=torch.tensor([0, 4]))
+    assert called == [taken]
+
+
 @torch.no_grad()
 def test_positions_matter() -> None:
     """Without its columns the model would be one that knows no order but the causal one."""
@@ -158,9 +178,9 @@ def test_documents_of_a_flat_row_do_not_see_each_other(dtype: torch.dtype) -> No
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_restarted_positions_are_separate_rows(attention: str) -> None:
-    model, texts = _model(attention), [_ids(1, length) for length in (140, 1, 33)]
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_restarted_positions_are_separate_rows(backend: str) -> None:
+    model, texts = _model(backend), [_ids(1, length) for length in (140, 1, 33)]
     at = torch.cat([torch.arange(ids.shape[1]) for ids in texts])[None]
     found = model(torch.cat(texts, dim=1), position_ids=at, use_cache=False).logits
     wanted = torch.cat([model(ids, use_cache=False).logits for ids in texts], dim=1)
@@ -168,11 +188,11 @@ def test_restarted_positions_are_separate_rows(attention: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-13), (torch.float32, 5e-5)])
-def test_the_cache_changes_nothing(attention: str, dtype: torch.dtype, most: float) -> None:
+def test_the_cache_changes_nothing(backend: str, dtype: torch.dtype, most: float) -> None:
     """A single query takes another kernel than many, whose sums run in another order: float64 shows that there is no more to it."""
-    model, ids = _model(attention, dtype), _ids(1, 150)
+    model, ids = _model(backend, dtype), _ids(1, 150)
     whole = model(ids, use_cache=False).logits
     first = model(ids[:, :120], use_cache=True)
     rest, cache = [first.logits], first.past_key_values
@@ -196,10 +216,10 @@ def test_a_static_cache_and_left_padding_generate_the_same() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_is_as_near_as_the_type(dtype: torch.dtype, attention: str) -> None:
-    model, ids = _model(attention), _ids(1, 700)
+def test_autocast_is_as_near_as_the_type(dtype: torch.dtype, backend: str) -> None:
+    model, ids = _model(backend), _ids(1, 700)
     exact = model(ids).logits
     with torch.autocast("cpu", dtype=dtype):
         found = model(ids).logits
@@ -252,6 +272,18 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(tmp_path), AlibiConfig)
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert set(again._no_split_modules) == {"AlibiDecoderLayer"}
+
+
+def test_a_recipe_trains_and_merges_it(tmp_path: Path) -> None:
+    """Flat rows, LoRA on all linear layers, checkpointing: all that a run does with a model, the merge and its comparison too."""
+    save_tiny(tmp_path / "base", byte_level(), ALIBI)
+    recipe = tiny_recipe(tmp_path / "run", lora={"rank": 4, "alpha": 8}, output__merge=True, train__gradient_checkpointing=True)
+    run(recipe)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype=torch.float32)
+    assert type(merged) is AlibiForCausalLM
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    seen = [row["loss"] for row in losses if "loss" in row]
+    assert seen[-1] < seen[0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ from transformers import PreTrainedModel
 
 from sft.errors import ModelError
 from sft.model.attention import check_isolation, register
-from sft.model.families import baichuan
-from sft.model.families.convert import _write_weights, native_config, native_shapes
+from sft.model.families import baichuan, convert
+from sft.model.families.convert import native_config, _write_weights, native_shapes
 from sft.model.families.family import Family
 from sft.model.families.legacy import open_legacy
 from sft.model.families.registry import family_of
 from sft.model.native import AutoConfig, AutoModelForCausalLM
+from tests.builders import sentencepiece_like
 from tests.model.families import reference_baichuan as reference
 
 VARIANTS = sorted(reference.VARIANTS)
@@ -164,6 +166,19 @@ def test_saved_and_loaded_again(ready: Ready, tmp_path: Path) -> None:
     again = _load(tmp_path / "again")
     assert type(again) is type(model)
     assert _off(again, weights, variant) < TIGHT
+
+
+@pytest.mark.parametrize("variant", ["7B", "2-13B"])
+def test_the_whole_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    """With a tokenizer of ours: the folder loads by the Auto classes, and the record says what it has become."""
+    monkeypatch.setattr(reference, "VOCABULARY", 900)
+    weights = reference.write_legacy(tmp_path / "legacy", variant, "bin")
+    kind = dataclasses.replace(_kind(variant), tokenizer=lambda legacy: sentencepiece_like(900))
+    monkeypatch.setattr(convert, "family_of", lambda config, named: kind)
+    about = convert.convert(tmp_path / "legacy", tmp_path / "native", template="vicuna_v1.1")
+    assert (about["family"], about["native"]) == (kind.name, "llama" if variant.endswith("7B") else baichuan.ALIBI)
+    assert about["dtype"] == "float32"
+    assert _off(_load(tmp_path / "native"), weights, variant) < TIGHT
 
 
 # -- the comparison has power ---------------------------------------------------------------------------------------
