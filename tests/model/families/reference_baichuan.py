@@ -44,9 +44,9 @@ def legacy_config(variant: str, **changes: Any) -> dict[str, Any]:
     return {**SIZES, "vocab_size": VOCABULARY, **VARIANTS[variant][0], **changes}
 
 
-def legacy_weights(variant: str, seed: int = 0, rows: int = VOCABULARY) -> dict[str, Tensor]:
+def legacy_weights(variant: str, seed: int = 0, rows: int | None = None) -> dict[str, Tensor]:
     """Random tensors under the old names, buffers among them; large enough that every mistake moves the logits."""
-    draw = torch.Generator().manual_seed(seed)
+    draw, rows = torch.Generator().manual_seed(seed), rows or VOCABULARY
     hidden, inner, layers = (SIZES[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
 
     def normal(*shape: int, scale: float) -> Tensor:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from sft.errors import ModelError
 from sft.model.attention import check_isolation, register
 from sft.model.families import baichuan, convert
-from sft.model.families.convert import native_config, _write_weights, native_shapes
+from sft.model.families.convert import _write_weights, native_config, native_shapes
 from sft.model.families.family import Family
 from sft.model.families.legacy import open_legacy
 from sft.model.families.registry import family_of
