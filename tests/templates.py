@@ -11,20 +11,28 @@ AROUND = {  # what the model writes before an answer, and between it and its sto
     "chatglm3": ("\n ", ""),
     "moss_plugin": ("<|MOSS|>: ", ""),
 }
+CALL = "<|Inner Thoughts|>: "
 
 
-def answer(template: ChatTemplate, text: str, eos: str, *, last: bool) -> str:
-    """The learnt span of an answer that is followed by a person's turn, or by nothing."""
+def answer(template: ChatTemplate, text: str, eos: str, following: str | None) -> str:
+    """The learnt span of an answer; ``following`` is the role of the turn behind it, None if there is none."""
     lead, gap = AROUND.get(template.name, ("", ""))
-    if template.name == "chatglm2" and not last:
+    if template.name == "chatglm2" and following is not None:
         lead = ""
-    return lead + text + gap + stop_of(template, eos, last=last)
+    if template.name == "moss_plugin" and following == "tool":
+        lead = CALL
+    return lead + text + gap + stop_of(template, eos, following)
 
 
-def stop_of(template: ChatTemplate, eos: str, *, last: bool) -> str:
+def stop_of(template: ChatTemplate, eos: str, following: str | None) -> str:
     """What ends such an answer."""
-    if last or (not template.only_last and not template.ends):
-        return template.stop or eos
+    whole = template.stop or eos
+    if following is None:
+        return whole
     if template.only_last:
         return ""
-    return template.stop if template.name == "moss_plugin" else template.ends[0]  # whose ends are of calls
+    if template.name == "moss_plugin":
+        return "<eoc>" if following == "tool" else whole
+    if template.name == "chatglm3":
+        return {"user": "<|user|>", "tool": "<|observation|>"}[following]
+    return template.ends[0] if template.ends else whole

@@ -130,7 +130,7 @@ def test_the_prompt_is_what_stands_before_each_answer(name: str) -> None:
             before = replace(conversation, turns=conversation.turns[:index])
             assert renderer.prompt(before).text == rendered.text[:start]
             said = conversation.turns[index].content
-            assert rendered.text[start:end] == answer(template, said, "</s>", last=index == answers[-1])
+            assert rendered.text[start:end] == answer(template, said, "</s>", None if index == answers[-1] else "user")
 
 
 def test_a_late_system_turn_is_refused_and_refused_when_served() -> None:

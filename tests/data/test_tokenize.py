@@ -89,7 +89,7 @@ def test_ids_mask_prompts_and_stops_are_exact(name: str, kind: str) -> None:
             assert row.ids[:first].tolist() == encoder.prompt_ids(before)
             if (first, stop) in taught:
                 text = tokenizer.decode(row.ids[first:stop].tolist())
-                token = stop_of(template, tokenizer.eos_token, last=(first, stop) == row.turns[-1])
+                token = stop_of(template, tokenizer.eos_token, None if (first, stop) == row.turns[-1] else "user")
                 assert row.ids[stop - 1] in ids or strings
                 assert text.endswith(strings[0]) if strings else row.ids[stop - 1] == tokenizer.convert_tokens_to_ids(token)
 

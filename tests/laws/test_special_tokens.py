@@ -122,7 +122,9 @@ def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str
             if encoder.template.only_last and not last:
                 continue
             assert row.mask[max(first, 1) : stop].all()
-            assert rendered.text[start:end] == answer(encoder.template, text, encoder.renderer.tokens.eos, last=last)
+            assert rendered.text[start:end] == answer(
+                encoder.template, text, encoder.renderer.tokens.eos, None if last else "user"
+            )
             decoded = encoder.backend.decode(row.ids[first:stop].tolist(), skip_special_tokens=False)
             for token, stand_in in encoder.stand_ins.items():
                 decoded = decoded.replace(stand_in, token)
