@@ -23,13 +23,13 @@ from sft.data.template import ChatTemplate, RenderRefused, SpecialTokens, builti
 from sft.data.tokenize import RowEncoder, Tokenized, Traced
 from sft.errors import InputError
 from tests.builders import byte_level, colon_crossing, sentencepiece_like
+from tests.templates import answer
 
 _TOKENS = [
     SpecialTokens("<s>", "</s>", ("<s>", "</s>", "<|im_start|>", "<|im_end|>")),
     SpecialTokens("", "<|endoftext|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im", "|>")),
     SpecialTokens("</s>", "</s>", ("</s>", "s>s", "ss")),
 ]
-_BLANKS = {"vicuna_v0": (" ", ""), "vicuna_v1.1": (" ", ""), "llama2": (" ", " ")}  # before an answer, and before its stop
 _SPELL = [*draws.SPELT, "|im_end|>", "<|im_start", "s>s", "</", "s", "\n###", " ", ""]
 
 
@@ -105,15 +105,11 @@ class Templates:
         counts["rendered"] += 1
         written = renderer._with_system(renderer.turns_of(conversation))
         require(renderer._render(written) == made, "a frame renders what the template renders")
-        answers = [turn.content for turn in written if turn.role == "assistant"]
-        before, behind = _BLANKS.get(name, ("", ""))
-        for number, ((start, end), answer) in enumerate(zip(made.spans, answers, strict=True)):
-            stop = (
-                renderer.stop
-                if not renderer.template.only_last or (number == len(answers) - 1 and written[-1].role == "assistant")
-                else ""
-            )
-            require(made.text[start:end] == f"{before}{answer}{behind}{stop}", "a span is the answer with its stop")
+        answers = [i for i, turn in enumerate(written) if turn.role == "assistant"]
+        for (start, end), i in zip(made.spans, answers, strict=True):
+            following = written[i + 1].role if i + 1 < len(written) else None
+            wanted = answer(renderer.template, written[i].content, renderer.tokens.eos, following)
+            require(made.text[start:end] == wanted, "a span is the answer with its stop")
         require(all(a[1] <= b[0] for a, b in pairwise(made.spans)), "spans are in order")
         served = compile_template(renderer.template.source).render(
             messages=[{"role": t.role, "content": t.content} for t in written],

@@ -5,6 +5,7 @@ Heavy imports happen inside the verbs: ``sft --help`` and ``sft check`` start wi
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -102,6 +103,7 @@ def plan(
     from sft.model.load import check_length, load_config
     from sft.model.tokenizer import tokenizer_for
     from sft.plan import make_plan
+    from sft.plan_languages import tokens_by_language
     from sft.plan_report import print_plan
     from sft.recipe import load_recipe
 
@@ -116,6 +118,7 @@ def plan(
 
         rate = probe_tokens_per_second(loaded) * loaded.plan.gpus
     made = make_plan(loaded, prepared, config, probed_tokens_per_second=rate)
+    made = dataclasses.replace(made, languages=tokens_by_language(loaded, tokenizer))
     print_plan(Console(highlight=False), made)
     if json_ is not None:
         write_json(json_, made.to_json())
@@ -189,14 +192,20 @@ def export(
     _write_model(run, out, dtype, adapters_only=False)
 
 
-def _write_model(run: Path, out: Path, dtype: str | None, adapters_only: bool) -> None:
-    import json
-
-    from sft.model.load import DTYPES, device_for_run
-    from sft.recipe import load_recipe
+def _known_dtype(dtype: str | None) -> None:
+    from sft.model.load import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+
+
+def _write_model(run: Path, out: Path, dtype: str | None, adapters_only: bool) -> None:
+    import json
+
+    from sft.model.load import device_for_run
+    from sft.recipe import load_recipe
+
+    _known_dtype(dtype)
     if not (run / "run.json").is_file():
         raise InputError(f"{run}: no run.json here; give the directory that sft train wrote (its output.dir)")
     loaded, _ = load_recipe(run)
@@ -216,6 +225,48 @@ def _write_model(run: Path, out: Path, dtype: str | None, adapters_only: bool) -
     encoder = RowEncoder(tokenizer, template, loaded.template.train_on)
     found = merge_run(loaded, run, tokenizer, encoder, about, device_for_run(), out, dtype)
     typer.echo(f"{out}: read back and compared: {found}")
+
+
+@app.command()
+def convert(
+    legacy: Annotated[Path, typer.Argument(metavar="LEGACY", help="Checkpoint folder of a legacy format.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    family: Annotated[
+        str | None,
+        typer.Option("--family", metavar="NAME", help="Its format, where config.json leaves a choice: see sft families."),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", metavar="NAME", help="Chat template for the tokenizer; default: the family's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: as the weights are.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint that came with its own Python files into a native transformers folder. Nothing in it is run."""
+    from sft.model.families.convert import convert as convert_folder
+
+    _known_dtype(dtype)
+    done = convert_folder(legacy, out, family=family, template=template, dtype=dtype)
+    for repair in done["repairs"]:
+        typer.echo(f"tokenizer: {repair}")
+    typer.echo(
+        f"{out}: {done['family']} as {done['native']}, {done['tensors']} tensors, {done['bytes'] / 2**30:.2f} GiB of {done['dtype']}, "
+        f"read back; template {done['template']}"
+    )
+
+
+@app.command()
+def families() -> None:
+    """List the model families: what each becomes, its template, LoRA targets, context, packing, and what was verified."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sft.model.families.table import rows
+
+    table = Table("family", "native class", "template", "LoRA targets", "context", "packing", "verified", box=None)
+    for row in rows():
+        table.add_row(*row)
+    Console().print(table)
 
 
 @app.command()

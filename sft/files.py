@@ -50,6 +50,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that :func:`write_json` wrote."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def remove_drafts(folder: Path) -> None:
     """Remove files that killed processes had not finished, by the names that they have until they are whole."""
     for path in (*folder.glob(".*.tmp"), *folder.glob(".*.partial")):

@@ -17,6 +17,7 @@ import pydantic
 from sft.config import require
 from sft.data.packing import StepPlan, plan_steps
 from sft.plan_choice import by_estimate, fullest
+from sft.plan_languages import LanguageTokens
 from sft.plan_memory import Load, MemoryPlan, ModelShape, memory_estimate, model_shape, short, trainable_parameters
 from sft.recipe import Recipe
 from sft.recipe_plan import PlanSection
@@ -101,7 +102,7 @@ class TimePlan:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All that is known about a run before it starts. ``trainable`` counts parameters; ``inputs`` are the recipe's prices; ``choice``
-    says what ``auto`` is estimated to become."""
+    says what ``auto`` is estimated to become; ``languages`` is what :func:`sft.plan_languages.tokens_by_language` counted."""
 
     data: DataPlan
     model: ModelShape
@@ -112,6 +113,7 @@ class Plan:
     inputs: PlanSection
     warnings: tuple[str, ...]
     choice: str | None = None
+    languages: tuple[LanguageTokens, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the names of the linear layers are left out."""
@@ -122,6 +124,9 @@ class Plan:
         del out["model"]["linears"]
         out["model"] |= {"total": self.model.total, "matmul": self.model.matmul}
         out |= {"suggestions": [dataclasses.asdict(s) for s in self.suggestions], "warnings": list(self.warnings)}
+        out["languages"] = [
+            dataclasses.asdict(one) | {"tokens_per_character": one.tokens_per_character} for one in self.languages
+        ]
         out["memory"]["estimated"] = True
         return out | {"inputs": self.inputs.model_dump(mode="json")}
 

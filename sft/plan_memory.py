@@ -97,8 +97,9 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         ModelError: not a causal language model, or without the dimensions of a decoder.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
+
+    from sft.model.native import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.plan import DataPlan, Plan
+from sft.plan_languages import LanguageTokens
 from sft.plan_memory import short
 
 if TYPE_CHECKING:
@@ -56,6 +57,18 @@ def _time_lines(plan: Plan) -> list[tuple[str, str]]:
     return [*lines, ("CO2", f"{t.co2_kg:,.4g} kg = {t.kwh:,.4g} kWh x {p.grid_kg_per_kwh:g} kg")]
 
 
+def language_rows(languages: Sequence[LanguageTokens]) -> list[tuple[str, str, str]]:
+    """Language, tokens per character, and what they are of."""
+    return [
+        (
+            one.language,
+            f"{one.tokens_per_character:.3f}",
+            f"{one.tokens:,} tokens / {one.characters:,} characters of {one.turns:,} turns",
+        )
+        for one in languages
+    ]
+
+
 def print_plan(console: Console, plan: Plan) -> None:
     """Show a plan as tables, every derived number with its equation."""
 
@@ -67,6 +80,8 @@ def print_plan(console: Console, plan: Plan) -> None:
 
     m, memory = plan.model, plan.memory
     table("Data", _data_lines(plan.data))
+    if plan.languages:
+        table("Tokens per character by language (a sample)", language_rows(plan.languages))
     head = "tied head" if m.head == 0 else f"{short(m.head)} head"
     kinds = f"{short(m.embeddings)} embeddings + {head} + {short(m.linear)} linear + {short(m.norms)} norms"
     share = f"{plan.trainable / m.total:.3%} = {plan.trainable:,} / {m.total:,}"

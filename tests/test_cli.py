@@ -31,6 +31,8 @@ VERBS = {
     "train": ("--set", "--resume", "--overwrite"),
     "merge": ("--out", "--dtype"),
     "export": ("--dtype",),
+    "convert": ("--family", "--template", "--dtype"),
+    "families": (),
     "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
     "eval": ("--set", "--model"),
 }

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from sft.engine.metrics import read_metrics
+from sft.model.families.convert import convert
+from sft.model.native import AutoModelForCausalLM
 from sft.recipe import load_recipe
 from sft.train import run
 from tests.builders import LLAMA, OPT, byte_level, save_tiny, sentencepiece_like
+from tests.model.families.folders import whole_checkpoint
 
 RECIPES = sorted(
     path for path in Path(__file__).parents[1].glob("recipes/**/*.yaml") if "\ntrain:" in path.read_text(encoding="utf-8")
@@ -40,7 +44,28 @@ def seed_row(i: int) -> dict[str, Any]:
     return {"id": f"s{i}", "instruction": row["instruction"], "instances": [{"input": row["input"], "output": row["output"]}]}
 
 
-ROWS = {"alpaca": alpaca_row, "sharegpt": chat_row, "parallel_lists": lists_row, "seed_tasks": seed_row}
+def history_row(i: int) -> dict[str, Any]:
+    return {
+        "prompt": f"再说 {i}",
+        "response": " ".join([str(i)] * (i + 1)),
+        "history": [[f"说 {i}", f"{i}。"]] if i % 2 else [],
+    }
+
+
+def moss_row(i: int) -> dict[str, Any]:
+    turns = {f"turn_{n}": {"Human": f"<|Human|>: Say {i}<eoh>\n", "MOSS": f"<|MOSS|>: {i}, {n}.<eom>\n"} for n in (1, 2)}
+    return {"conversation_id": str(i), "meta_instruction": "You are MOSS.\n", "chat": turns}
+
+
+ROWS = {
+    "alpaca": alpaca_row,
+    "sharegpt": chat_row,
+    "parallel_lists": lists_row,
+    "seed_tasks": seed_row,
+    "history": history_row,
+    "moss": moss_row,
+}
+LEGACY = ("moss", "chatglm2", "baichuan", "baichuan2")  # templates of recipes whose base `sft convert` wrote
 
 
 def local_copy(path: Path, tmp_path: Path) -> list[str]:
@@ -55,7 +80,10 @@ def local_copy(path: Path, tmp_path: Path) -> list[str]:
         edits.append(f"data.sources[{i}].path={file}")
     if recipe.data.holdout:
         edits.append("data.holdout=4")
-    if recipe.model.name_or_path is not None:
+    if recipe.template.name in LEGACY:
+        convert(whole_checkpoint(tmp_path / "legacy", recipe.template.name), tmp_path / "base", family=recipe.template.name)
+        edits += [f"model.name_or_path={tmp_path / 'base'}", "model.revision=null"]
+    elif recipe.model.name_or_path is not None:
         opt, chatml = "opt" in recipe.model.name_or_path, recipe.template.name == "chatml"
         tokenizer = byte_level() if opt or chatml else sentencepiece_like()
         config = OPT if opt else LLAMA | {"max_position_embeddings": 4096}
@@ -86,3 +114,16 @@ def test_two_steps(path: Path, tmp_path: Path) -> None:
             assert config["rope_parameters"]["rope_type"] == "linear"
             assert config["rope_parameters"]["factor"] == recipe.model.rope_scaling.factor
             assert config["max_position_embeddings"] == 4096 * recipe.model.rope_scaling.factor
+    if recipe.template.name in LEGACY:
+        answers(tmp_path / "run" / "merged")
+
+
+def answers(folder: Path) -> None:
+    """The merged model, loaded by transformers alone, goes on from its own template's prompt to its own stop ids."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "你好"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] > prompt["input_ids"].shape[1]
+    stops = model.generation_config.eos_token_id
+    assert tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])

@@ -221,7 +221,7 @@ class _Scan:
         self.lengths: Counter[int] = Counter()
         self.pool = None if sample is None else Reservoir[Fitted](sample, seed=0)
         self._control = control_ids(encoder)
-        self._stop = encoder.renderer.stop
+        self._stop, self._ends = encoder.renderer.stop, encoder.end_ids
         for name in sorted(encoder.stand_ins, key=len, reverse=True):
             self._stop = self._stop.replace(name, encoder.stand_ins[name])
         self._tails: dict[tuple[int, ...], bool] = {}
@@ -269,6 +269,8 @@ class _Scan:
         The stop is compared in stand-ins, so that an answer that merely spells a special token has not stopped.
         """
         if not self.encoder.template.proven and ids[-1] in self._control:  # as the encoder accepts it from foreign templates
+            return bool(mask[-1])
+        if ids[-1] in self._ends:
             return bool(mask[-1])
         for width in range(1, min(len(ids), len(self._stop.encode()) + 1) + 1):
             tail = tuple(ids[-width:])

@@ -215,9 +215,15 @@ class RowEncoder:
         end = rendered.spans[-1][1]
         names = [rendered.text[a:b] for a, b in rendered.specials if b == end]
         strings = [] if names else [self.renderer.stop]
-        names += [token for token in (self.renderer.tokens.eos,) if token in self._names]
+        names += [token for token in (self.renderer.tokens.eos, *self.template.ends) if token in self._names]
         ids = (self._backend.token_to_id(self._names[name]) for name in names)
         return list(dict.fromkeys(token for token in ids if token is not None)), strings
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids of the template's ``ends``."""
+        found = (self._backend.token_to_id(self._names[token]) for token in self.template.ends if token in self._names)
+        return frozenset(token for token in found if token is not None)
 
     def lengths(self, texts: Sequence[Rendered]) -> list[int]:
         """Tokens of some rendered texts."""
@@ -313,7 +319,7 @@ class RowEncoder:
     def _stopped(self, rendered: Rendered, start: int, end: int) -> bool:
         """Whether an answer ends with its stop: the token itself if it is one, not text that spells it."""
         stop = self.renderer.stop
-        if stop in self._names and (end - len(stop), end) in rendered.specials:
+        if any(token in self._names and (end - len(token), end) in rendered.specials for token in (stop, *self.template.ends)):
             return True
         if not self.template.proven and any(a >= start and b == end for a, b in rendered.specials):
             return True  # a foreign template may end its turns with another token

@@ -201,10 +201,12 @@ def cudnn(
     max_length_q: int | None = None,
     **extras: Any,
 ) -> tuple[Tensor, None]:
-    """cuDNN's kernel (:mod:`sft.model.cudnn_attention`), torch's where there is a window. Shapes as :func:`block_sdpa`."""
+    """cuDNN's kernel (:mod:`sft.model.cudnn_attention`), torch's where there is a window or a head of more than 128 numbers, which was
+    not measured on cuDNN (ALiBi: 136). Shapes as :func:`block_sdpa`.
+    """
     if cu_seq_lens_q is None:
         return block_sdpa(module, query, key, value, None, dropout, scaling, sliding_window, **extras)
-    if sliding_window is not None:
+    if sliding_window is not None or query.shape[-1] > 128:
         return varlen(module, query, key, value, None, dropout, scaling, sliding_window, cu_seq_lens_q, max_length_q, **extras)
     _refuse_extras("vicugna_cudnn", dropout, extras)
     q, k, v = _for_kernel(query, key, value)

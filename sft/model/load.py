@@ -73,7 +73,8 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
         ModelError: not loadable natively, or RoPE scaling for a model without RoPE.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+
+    from sft.model.native import AutoConfig
 
     if section.scratch is not None:
         fields: dict[str, Any] = dict(section.scratch.config)
@@ -154,7 +155,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
     Raises:
         ModelError: anything about it that cannot be used, with what to change.
     """
-    from transformers import AutoModelForCausalLM
+    from sft.model.native import AutoModelForCausalLM
 
     section = recipe.model
     register()

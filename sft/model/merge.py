@@ -117,7 +117,7 @@ def _publish_checked(
     dtype: str,
 ) -> Difference:
     """Write beside ``out``, reload from disk, compare, rename. ``model`` is given up."""
-    from transformers import AutoModelForCausalLM
+    from sft.model.native import AutoModelForCausalLM
 
     partial = out.with_name(f"{PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -199,7 +199,7 @@ def export_full(
     dtype: str | None = None,
 ) -> Difference:
     """Write a fully tuned model as a servable one, in the serving type; compared with the trained weights."""
-    from transformers import AutoModelForCausalLM
+    from sft.model.native import AutoModelForCausalLM
 
     dtype = dtype or serving_dtype(recipe)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[recipe.model.dtype], attn_implementation="sdpa").to(

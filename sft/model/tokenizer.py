@@ -249,7 +249,7 @@ def row_tokenizer(section: ModelSection, wanted: TemplateSection) -> tuple[PreTr
 
 
 def _config_eos(section: ModelSection) -> int | None:
-    from transformers import AutoConfig
+    from sft.model.native import AutoConfig
 
     try:
         eos = AutoConfig.from_pretrained(section.name_or_path, revision=section.revision, trust_remote_code=False).eos_token_id

@@ -48,7 +48,9 @@ def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, R
     Raises:
         InputError: nothing there, or no chat template.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from sft.model.native import AutoModelForCausalLM
 
     where, adapter = find_model(name)
     device = device_for_run()

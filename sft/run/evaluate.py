@@ -71,7 +71,7 @@ def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _load(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from sft.model.native import AutoModelForCausalLM
 
     device = device_for_run()
     if (folder / _ADAPTER).is_file():

@@ -15,6 +15,7 @@ from sft.data.mask_report import mask_report
 from sft.data.preview import print_report
 from sft.data.template import ChatTemplate, builtin_names, load_template
 from sft.data.tokenize import RowEncoder, Traced
+from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS, byte_level, sentencepiece_like
 from tests.data.talks import MANY, chatml, encoded, hand_made, letters, screen, section, talk
 
@@ -176,8 +177,9 @@ def test_inputs_are_a_place_of_their_own_folded_or_not() -> None:
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_with_every_template_the_loss_falls_on_answers_and_their_stops_alone(name: str) -> None:
-    template = load_template(name)
-    encoder = RowEncoder(letters(), template, "last" if template.only_last else "assistant")
+    template, tokenizer = load_template(name), letters()
+    repair_tokens(tokenizer, template)
+    encoder = RowEncoder(tokenizer, template, "last" if template.only_last else "assistant")
     report = mask_report([talk("a", "Hello there", "Ein Test, 春天 🎉")], encoder, section(), progress=False)
     assert report.kept == 1
     assert {place: share.share for place, share in report.places.items() if share.trained} == {"assistant": 1.0, "stop": 1.0}

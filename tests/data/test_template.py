@@ -25,10 +25,12 @@ from sft.data.template import (
     with_bos_policy,
 )
 from sft.errors import TemplateError
+from tests.templates import answer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "templates"
-TOKENS = SpecialTokens("<s>", "</s>", ("<s>", "</s>", "<|im_start|>", "<|im_end|>"))
-BLANKS = {"vicuna_v0": (" ", ""), "vicuna_v1.1": (" ", ""), "llama2": (" ", " ")}  # before an answer, and before its stop
+TOKENS = SpecialTokens(
+    "<s>", "</s>", ("<s>", "</s>", *sorted({token for name in builtin_names() for token in load_template(name).tokens}))
+)
 WITH_SYSTEM = [name for name in builtin_names() if "system" in load_template(name).roles]
 
 
@@ -127,9 +129,8 @@ def test_the_prompt_is_what_stands_before_each_answer(name: str) -> None:
         for index, (start, end) in zip(answers, rendered.spans, strict=True):
             before = replace(conversation, turns=conversation.turns[:index])
             assert renderer.prompt(before).text == rendered.text[:start]
-            stop = "" if template.only_last and index != answers[-1] else renderer.stop
-            lead, gap = BLANKS.get(name, ("", ""))
-            assert rendered.text[start:end] == lead + conversation.turns[index].content + gap + stop
+            said = conversation.turns[index].content
+            assert rendered.text[start:end] == answer(template, said, "</s>", None if index == answers[-1] else "user")
 
 
 def test_a_late_system_turn_is_refused_and_refused_when_served() -> None:

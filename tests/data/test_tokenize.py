@@ -17,6 +17,7 @@ from sft.data.tokenize import RowEncoder, Tokenized
 from sft.errors import TokenizerError
 from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS, byte_level, sentencepiece_like
+from tests.templates import stop_of
 
 
 @pytest.fixture(autouse=True, params=["tokenizer", "words"])
@@ -88,18 +89,25 @@ def test_ids_mask_prompts_and_stops_are_exact(name: str, kind: str) -> None:
             assert row.ids[:first].tolist() == encoder.prompt_ids(before)
             if (first, stop) in taught:
                 text = tokenizer.decode(row.ids[first:stop].tolist())
-                assert row.ids[stop - 1] == ids[0] if not strings else text.endswith(strings[0])
+                token = stop_of(template, tokenizer.eos_token, None if (first, stop) == row.turns[-1] else "user")
+                assert row.ids[stop - 1] in ids or strings
+                assert text.endswith(strings[0]) if strings else row.ids[stop - 1] == tokenizer.convert_tokens_to_ids(token)
 
 
 ANSWERS = ("Red, green", "Ein Test.", "I", " yes", "\nx", "zebra")
-CROSSED = {  # by template: what its header's last characters merge with, in a tokenizer that merges over every border
+CROSSED: dict[
+    str, set[str]
+] = {  # by template: what its header's last characters merge with, in a tokenizer that merges over every border
     "alpaca": {" yes"},
     "alpaca_newline": {"\nx"},
     "alpaca_short": {"\nx"},
     "chatml": {"\nx"},
     "chinese_vicuna_chat": {"Ein Test.", "I", " yes", "\nx"},
     "llama2": {"Red, green", "Ein Test.", "I", "\nx", "zebra"},
+    "moss": set(ANSWERS),
+    "openbuddy": set(ANSWERS),
     "plain": set(),
+    **{name: set() for name in ("baichuan", "baichuan2", "chatglm2", "chatglm3", "moss_plugin", "openbuddy_v21")},
     "vicuna_v0": set(ANSWERS),
     "vicuna_v1.1": set(ANSWERS),
 }
@@ -183,11 +191,20 @@ def test_a_row_whose_only_learnt_token_is_its_first_is_dropped() -> None:
 
 
 def test_stops() -> None:
-    expected = {"chatml": ("<|im_end|>", []), "vicuna_v0": (None, ["\n###"])}
+    expected: dict[str, tuple[tuple[str, ...], list[str]]] = {
+        "chatml": (("<|im_end|>", "</s>"), []),
+        "vicuna_v0": (("</s>",), ["\n###"]),
+        "moss": (("<eom>", "</s>"), []),
+        "moss_plugin": (("<eom>", "</s>", "<eoc>"), []),
+        "chatglm3": (("</s>", "<|user|>", "<|observation|>"), []),
+        "baichuan": (("</s>", "<reserved_102>"), []),
+        "baichuan2": (("</s>", "<reserved_106>"), []),
+        "openbuddy_v21": (("<|end|>", "</s>"), []),
+    }
     for name in builtin_names():
         encoder, tokenizer = made("sentencepiece_like", load_template(name))
-        token, strings = expected.get(name, ("</s>", []))
-        wanted = [tokenizer.convert_tokens_to_ids(t) for t in dict.fromkeys((token, "</s>")) if t]
+        tokens, strings = expected.get(name, (("</s>",), []))
+        wanted = tokenizer.convert_tokens_to_ids(list(tokens))
         assert encoder.stops() == (wanted, strings)
 
 

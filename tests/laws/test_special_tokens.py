@@ -15,6 +15,7 @@ from sft.data.template import builtin_names, load_template
 from sft.data.tokenize import RowEncoder, Tokenized
 from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS
+from tests.templates import answer
 
 EXTRA = [
     "[INST]",
@@ -24,8 +25,9 @@ EXTRA = [
     "Human:",
     "\n\n### In",
 ]  # words of the templates, as special tokens of their own
-BLANKS = {"vicuna_v0": (" ", ""), "vicuna_v1.1": (" ", ""), "llama2": (" ", " ")}  # before an answer, and before its stop
-CROSSING = [("colon_crossing", name) for name in ("vicuna_v0", "vicuna_v1.1", "llama2")]  # its merges cross the headers' ends
+CROSSING = [  # its merges cross the headers' ends
+    ("colon_crossing", name) for name in ("vicuna_v0", "vicuna_v1.1", "llama2", "openbuddy", "moss")
+]
 TRICKS = [
     "<",
     ">",
@@ -115,10 +117,14 @@ def test_special_ids_are_the_templates_and_kept_answers_decode_exactly(name: str
         kept += 1
         assert [token for token in row.ids.tolist() if token in special] == wanted
         learnt = list(zip(row.turns, rendered.spans, texts[1:turns:2], strict=True))
-        for (first, stop), (start, end), text in learnt[-1:] if encoder.template.only_last else learnt:
+        for number, ((first, stop), (start, end), text) in enumerate(learnt, 1):
+            last = number == len(learnt)
+            if encoder.template.only_last and not last:
+                continue
             assert row.mask[max(first, 1) : stop].all()
-            lead, gap = BLANKS.get(name, ("", ""))
-            assert rendered.text[start:end] == lead + text + gap + encoder.renderer.stop
+            assert rendered.text[start:end] == answer(
+                encoder.template, text, encoder.renderer.tokens.eos, None if last else "user"
+            )
             decoded = encoder.backend.decode(row.ids[first:stop].tolist(), skip_special_tokens=False)
             for token, stand_in in encoder.stand_ins.items():
                 decoded = decoded.replace(stand_in, token)

@@ -1,0 +1,1 @@
+"""Legacy checkpoint formats: read, converted, and held to the formulas of the originals."""
