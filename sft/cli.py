@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -186,10 +187,33 @@ def merge(run: RunDir, out: OutOption = None, dtype: Dtype = None) -> None:
 
 @app.command()
 def export(
-    run: RunDir, out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")], dtype: Dtype = None
+    run: RunDir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    dtype: Dtype = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            metavar="LAYOUT",
+            help="native, or legacy: the names of Baichuan's own code.",
+        ),
+    ] = "native",
 ) -> None:
     """Write a run's model (full or adapter) as a servable folder: weights, tokenizer with the training template, stop ids, card."""
-    _write_model(run, out, dtype, adapters_only=False)
+    if layout == "native":
+        _write_model(run, out, dtype, adapters_only=False)
+        return
+    if layout != "legacy":
+        raise InputError(f"--layout: {layout!r} is neither native nor legacy")
+    from sft.model.families.legacy_layout import write_legacy_layout
+
+    native = out.with_name(f".native-{out.name}")
+    try:
+        _write_model(run, native, dtype, adapters_only=False)
+        write_legacy_layout(native, out)
+    finally:
+        shutil.rmtree(native, ignore_errors=True)
+    typer.echo(f"{out}: in the legacy layout")
 
 
 def _known_dtype(dtype: str | None) -> None:

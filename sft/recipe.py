@@ -245,6 +245,8 @@ class TrainSection(Section):
     """Of float16 products on GPUs: how losses are scaled so that gradients do not vanish. Null: the defaults."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
+    freeze_head: bool | Literal["auto"] = "auto"
+    """Leave the output matrix as it is under full tuning; ``auto``: where its rows were normalised (Baichuan2)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Orders the rows and initialises adapters and scratch models."""
     sharding: Literal["none", "fsdp", "deepspeed"] = "none"

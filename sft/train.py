@@ -35,7 +35,7 @@ from sft.engine.trainer import PlannedTrainer, training_arguments
 from sft.errors import InputError
 from sft.model import adapters, capability, merge, servable
 from sft.model.attention import check_isolation, isolation_tolerance
-from sft.model.load import Loaded, compute_dtype, device_for_run, load_model
+from sft.model.load import Loaded, compute_dtype, device_for_run, freeze_head, load_model
 from sft.model.tokenizer import tokenizer_for
 from sft.recipe import Recipe
 from sft.run.generate import sample_answers
@@ -181,6 +181,7 @@ def _prepare_once(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: R
 def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
     """What is trained: the model itself, or the recipe's adapters on it."""
     if recipe.lora is None:
+        loaded.repairs.extend(freeze_head(loaded.model, recipe.train.freeze_head))
         return loaded.model
     model = adapters.attach(loaded.model, recipe.lora, loaded.new_rows, seed=recipe.train.seed)
     refuse_tied_adapters(recipe, model)

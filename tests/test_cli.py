@@ -30,7 +30,7 @@ VERBS = {
     "preview": ("--set", "--rows", "--html"),
     "train": ("--set", "--resume", "--overwrite"),
     "merge": ("--out", "--dtype"),
-    "export": ("--dtype",),
+    "export": ("--dtype", "--layout"),
     "convert": ("--family", "--template", "--dtype"),
     "families": (),
     "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),

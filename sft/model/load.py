@@ -209,6 +209,27 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
     return Loaded(model, repairs, new_rows, attention, getattr(config, "_commit_hash", None))
 
 
+def freeze_head(model: PreTrainedModel, asked: bool | str) -> list[str]:
+    """Leave the output matrix out of full tuning, in place, if the recipe says so or (``auto``) if its rows were normalised.
+
+    Baichuan2 trains rows that are scaled to length 1 at every step. Tuned as plain ones they would move away from that.
+
+    Returns:
+        What was done, one sentence, if anything was.
+
+    Raises:
+        ModelError: the output matrix is the embedding.
+    """
+    normalised = bool(getattr(model.config, "norm_head", False))
+    if asked is False or (asked == "auto" and not normalised):
+        return []
+    head = model.get_output_embeddings()
+    if head is None or head.weight is model.get_input_embeddings().weight:
+        raise ModelError("train.freeze_head: the output matrix of this model is its embedding; set false")
+    head.requires_grad_(False)
+    return ["the output matrix is frozen" + (": its rows have length 1, as in Baichuan2's own code" if normalised else "")]
+
+
 def fit_embedding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, multiple: int
 ) -> tuple[list[str], tuple[int, ...]]:

@@ -59,7 +59,7 @@ def is_rotary(config: Config) -> bool:
     return rotary
 
 
-def config_of(config: Config) -> dict[str, Any]:
+def config_of(config: Config, *, norm_head: bool = False) -> dict[str, Any]:
     """LLaMA's configuration, or that of :mod:`sft.model.alibi`.
 
     Raises:
@@ -90,6 +90,7 @@ def config_of(config: Config) -> dict[str, Any]:
         "bos_token_id": config.get("bos_token_id", 1),
         "eos_token_id": config.get("eos_token_id", 2),
         "pad_token_id": config.get("pad_token_id", 0),
+        **({"norm_head": True} if norm_head else {}),  # full tuning leaves such a head alone (sft.model.load.freeze_head)
     }
 
 
@@ -108,9 +109,9 @@ def tensors_of(name: str, value: Tensor, config: Config, *, norm_head: bool) -> 
         for place, part in enumerate(_PARTS):
             yield name.replace("W_pack", part), value[place * size : (place + 1) * size]
     elif name == "lm_head.weight" and norm_head:
-        exact = value.float()
+        lengths = torch.linalg.vector_norm(value, dim=-1, keepdim=True, dtype=torch.float64).float()
         # a row of zeros stays one, as in the original
-        yield name, (exact / exact.norm(dim=-1, keepdim=True).clamp_min(1e-12)).to(value.dtype)
+        yield name, (value.float() / lengths.clamp_min(1e-12)).to(value.dtype)
     else:
         yield name, value
 
@@ -198,7 +199,7 @@ def _family(name: str, *, norm_head: bool, verified: str) -> Family:
         native=f"llama (7B), {ALIBI} (13B)",
         template=name,
         recognises=partial(recognises, norm_head=norm_head),
-        config=config_of,
+        config=partial(config_of, norm_head=norm_head),
         tensors=partial(tensors_of, norm_head=norm_head),
         tokenizer=tokenizers.baichuan,
         facts=Facts(lora=_LORA, context="4,096", packing="flat", verified=verified),

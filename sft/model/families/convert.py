@@ -93,7 +93,7 @@ def native_config(kind: Family, config: Config) -> Any:
     from sft.model.native import AutoConfig
 
     fields = kind.config(config)
-    return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
+    return AutoConfig.for_model(str(fields.pop("model_type")), legacy_family=kind.name, **fields)
 
 
 def native_shapes(config: Any) -> Shapes:
