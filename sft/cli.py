@@ -205,8 +205,11 @@ def export(
         return
     if layout != "legacy":
         raise InputError(f"--layout: {layout!r} is neither native nor legacy")
-    from sft.model.families.legacy_layout import write_legacy_layout
+    from sft.model.families.legacy_layout import norm_head_of, write_legacy_layout
+    from sft.model.load import load_config
+    from sft.recipe import load_recipe
 
+    norm_head_of(load_config(load_recipe(run)[0].model).to_dict())  # before the model is written once for nothing
     native = out.with_name(f".native-{out.name}")
     try:
         _write_model(run, native, dtype, adapters_only=False)

@@ -70,21 +70,19 @@ def convert(
     partial = out.with_name(f"{files.PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    config.save_pretrained(partial)
-    # the tokenizer first: what is wrong with it is known before the weights, which take minutes
-    done = _write_tokenizer(kind, legacy, partial, template, config.vocab_size)
-    done |= _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
-    config.dtype = dtype or done["dtype"]
-    config.save_pretrained(partial)
-    about = {
-        "family": kind.name,
-        "native": config.model_type,
-        **done,
-        "source": _fingerprints(legacy),
-        "vicugna": version("vicugna"),
-    }
-    files.write_json(partial / "vicugna.json", {**files.read_json(partial / "vicugna.json"), "converted": about})
-    files.publish(partial, out)
+    try:
+        config.save_pretrained(partial)
+        # the tokenizer first: what is wrong with it is known before the weights, which take minutes
+        done = _write_tokenizer(kind, legacy, partial, template, config.vocab_size)
+        done |= _write_weights(kind, legacy, partial, expected, None if dtype is None else DTYPES[dtype])
+        config.dtype = dtype or done["dtype"]
+        config.save_pretrained(partial)
+        about = {"family": kind.name, "native": config.model_type, **done}
+        about |= {"source": _fingerprints(legacy), "vicugna": version("vicugna")}
+        files.write_json(partial / "vicugna.json", {**files.read_json(partial / "vicugna.json"), "converted": about})
+        files.publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return about
 
 

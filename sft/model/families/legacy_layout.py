@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +26,24 @@ _COPIED = (
 )
 
 
+def norm_head_of(config: Mapping[str, Any]) -> bool:
+    """Whether a converted model's head was normalised.
+
+    Args:
+        config: native configuration; ``legacy_family`` is what it was converted from.
+
+    Raises:
+        ModelError: a family without a way back.
+    """
+    family = config.get("legacy_family")
+    if family not in _NORM_HEAD:
+        raise ModelError(
+            f"--layout legacy: this model was {f'a {family}' if family else 'no legacy checkpoint'}, and only Baichuan has a way back; "
+            "leave the option out"
+        )
+    return _NORM_HEAD[family]
+
+
 def write_legacy_layout(native: Path, out: Path) -> None:
     """Write a native folder in the legacy layout, weights file by weights file, each read back.
 
@@ -39,13 +58,7 @@ def write_legacy_layout(native: Path, out: Path) -> None:
     if out.exists() and any(out.iterdir()) and not (out / "vicugna.json").is_file():
         raise InputError(f"{out}: not empty and not a model of ours; choose another folder")
     legacy = open_legacy(native)
-    family = legacy.config.get("legacy_family")
-    if family not in _NORM_HEAD:
-        raise ModelError(
-            f"--layout legacy: this model was {f'a {family}' if family else 'no legacy checkpoint'}, and only Baichuan has a way back; "
-            "leave the option out"
-        )
-    norm_head = _NORM_HEAD[family]
+    norm_head = norm_head_of(legacy.config)
     partial = out.with_name(f"{files.PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

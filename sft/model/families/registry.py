@@ -25,7 +25,12 @@ def family_of(config: Config, named: str | None = None) -> Family:
     if named is not None and named not in by_name:
         raise InputError(f"--family: {named!r} is none of {', '.join(by_name)}")
     if named is not None and by_name[named] not in found:
-        raise ModelError(f"config.json: this is no checkpoint of {named} (model_type {config.get('model_type')!r})")
+        others = (
+            f"it is one of {' or '.join(family.name for family in found)}"
+            if found
+            else f"model_type {config.get('model_type')!r}"
+        )
+        raise ModelError(f"config.json: this is no checkpoint of {named}: {others}")
     if named is not None:
         return by_name[named]
     if not found:

@@ -227,13 +227,13 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_before_the_weights(tmp
         random_state(shapes, 0),
         vocab_size=300,
     )
-    assert not list((tmp_path / ".partial-out").glob("*.safetensors"))
+    assert not (tmp_path / ".partial-out").exists()
 
 
 def test_families_are_named_where_they_are_wrong() -> None:
     with pytest.raises(InputError, match=r"--family: 'gpt' is none of .*chatglm2, chatglm3, llama_legacy, moss"):
         family_of(TINY, "gpt")
-    with pytest.raises(ModelError, match=r"this is no checkpoint of moss \(model_type 'llama'\)"):
+    with pytest.raises(ModelError, match=r"this is no checkpoint of moss: it is one of llama_legacy"):
         family_of(TINY, "moss")
     with pytest.raises(ModelError, match=r"model_type 'opt', architectures None: no legacy format that is known here"):
         family_of({"model_type": "opt"})

@@ -81,6 +81,8 @@ def test_others_have_no_way_back(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(InputError, match="full: not empty and not a model of ours; choose another folder"):
         write_legacy_layout(tmp_path / "run" / "model", tmp_path / "full")
+    done = CliRunner().invoke(app, ["export", recipe.output.dir, str(tmp_path / "old"), "--layout", "legacy"])
+    assert "only Baichuan has a way back; leave the option out" in str(done.exception)
     done = CliRunner().invoke(app, ["export", recipe.output.dir, str(tmp_path / "old"), "--layout", "old"])
     assert "--layout: 'old' is neither native nor legacy" in str(done.exception)
 
