@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -348,6 +349,8 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisy in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # what they could not load here is not used
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # peft 0.21 reads names that transformers 5.23 renamed; nothing that a user could change
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app()
