@@ -141,6 +141,11 @@ class SentencePieceModel:
             yield "".join(some)
             yield " ".join(some)
 
+    def probes(self) -> list[str]:
+        """:data:`PROBES`, and every piece that users defined: alone, and between letters, where no second prefix space may stand."""
+        pieces = self.pieces(_USER)
+        return [*PROBES, *pieces, *(f"a{piece}b" for piece in pieces)]
+
     def differing(self, backend: Tokenizer, texts: Iterable[str]) -> list[tuple[str, list[int], list[int]]]:
         """Texts whose ids differ, each with the tokenizer's ids and sentencepiece's.
 

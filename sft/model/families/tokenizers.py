@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from sft.errors import ModelError, TokenizerError
 from sft.model.families.legacy import Legacy
-from sft.model.sentencepiece_bpe import read_model
+from sft.model.sentencepiece_bpe import SentencePieceModel, read_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 USER_ID, ASSISTANT_ID = 195, 196
+SPECIAL_IDS = {"<unk>": 0, "<s>": 1, "</s>": 2}  # of every sentencepiece file here; the models' configurations say the same
+CHATGLM_ROWS, CHATGLM_PIECES = 65_024, 64_789
 BAICHUAN_MARKERS = {64_000: ("<reserved_102>", "<reserved_103>"), 125_696: ("<reserved_106>", "<reserved_107>")}
 CHATGLM2_SPECIALS = ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>")
 CHATGLM3_SPECIALS = (*CHATGLM2_SPECIALS, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -33,11 +35,15 @@ def baichuan(legacy: Legacy) -> PreTrainedTokenizerBase:
     """Of ``tokenizer.model``, as :mod:`sft.model.sentencepiece_bpe` builds it.
 
     Raises:
-        TokenizerError: no BPE with known settings, or the markers of the chat format are not at ids 195 and 196.
+        TokenizerError: no BPE with known settings, one that cannot be built exactly, or special pieces or the markers of the chat
+            format elsewhere than at 0, 1, 2, 195 and 196.
     """
     model = read_model(_file(legacy, "tokenizer.model"))
     backend = model.backend()
-    markers = BAICHUAN_MARKERS.get(len(model.ids), ())
+    _refuse_inexact(model, backend)
+    # by the rows of the embedding too: a file that lost pieces has another length, and then no marker would be looked for
+    rows = int(legacy.config.get("vocab_size", 0))
+    markers = BAICHUAN_MARKERS.get(len(model.ids)) or BAICHUAN_MARKERS.get(rows) or ()
     for token, wanted in zip(markers, (USER_ID, ASSISTANT_ID), strict=False):
         if model.ids.get(token) != wanted:
             raise TokenizerError(
@@ -50,7 +56,8 @@ def chatglm2(legacy: Legacy) -> PreTrainedTokenizerBase:
     """Of ``tokenizer.model`` and five special tokens behind its pieces.
 
     Raises:
-        TokenizerError: no BPE with known settings, or more pieces than the model has rows for.
+        TokenizerError: no BPE with known settings, one that cannot be built exactly, special pieces elsewhere than at 0, 1 and 2, or
+            another number of pieces than the model has rows for.
     """
     return _chatglm(legacy, CHATGLM2_SPECIALS)
 
@@ -73,13 +80,40 @@ def _chatglm(legacy: Legacy, specials: tuple[str, ...]) -> PreTrainedTokenizerBa
     rows = int(legacy.config.get("padded_vocab_size", 0))
     if count + len(specials) > rows:
         raise TokenizerError(f"{model.path}: {count} pieces and {len(specials)} special tokens, but the model has {rows} rows")
+    if rows == CHATGLM_ROWS and count != CHATGLM_PIECES:
+        raise TokenizerError(
+            f"{model.path}: {count} pieces, and a model of {rows} rows was trained with {CHATGLM_PIECES}: every special token would have "
+            "another id; fetch it again"
+        )
     # as plain words `sop` and `eop` would be found inside of others, and what people write is never read for them
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     first = {token: backend.token_to_id(token) for token in ("[gMASK]", "<sop>")}
     if list(first.values()) != [count + 1, count + 3]:
         raise TokenizerError(f"{model.path}: {', '.join(specials)} are pieces of it already; this is another family's file")
+    _refuse_inexact(model, backend)
     backend.post_processor = TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=list(first.items()))
     return _wrapped(backend, legacy, eos_token="</s>", unk_token="<unk>", pad_token="<unk>", padding_side="left")
+
+
+def _refuse_inexact(model: SentencePieceModel, backend: Tokenizer) -> None:
+    """Special pieces stand where the models look for them, and ids are the library's on texts that hold every piece that users defined.
+
+    A file that puts a space before texts and has such pieces cannot be built: what follows one of them would get a space too.
+
+    Raises:
+        TokenizerError: either does not hold.
+    """
+    for token, wanted in SPECIAL_IDS.items():
+        if model.ids.get(token) != wanted:
+            raise TokenizerError(
+                f"{model.path}: {token} has the id {model.ids.get(token)}, and {wanted} is what the model was trained with; fetch it again"
+            )
+    if wrong := model.differing(backend, model.probes()):
+        text, ours, theirs = wrong[0]
+        raise TokenizerError(
+            f"{model.path}: no exact tokenizer can be built of it: {text!r} gives {ours[:12]}, sentencepiece {theirs[:12]} "
+            f"({len(wrong)} texts differ)"
+        )
 
 
 def moss(legacy: Legacy) -> PreTrainedTokenizerBase:

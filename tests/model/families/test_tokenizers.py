@@ -36,6 +36,7 @@ WORDS = [
     "café",
     "Ein Test",
     *LOOKALIKES,
+    "<h1>",  # a piece that users defined, in the file of Baichuan2
 ]
 BLANKS = [" ", "  ", "    ", "\n", "\n\n", "\t", "\t\t", "，", "。", ": ", ""]
 
@@ -43,11 +44,11 @@ BLANKS = [" ", "  ", "    ", "\n", "\n\n", "\t", "\t\t", "，", "。", ": ", ""]
 def texts(count: int = 1600) -> list[str]:
     """Words of many kinds with many kinds of blanks between, before and behind them."""
     draw = random.Random(7)
-    found = [*CORPUS, *WORDS, *BLANKS]
+    found = dict.fromkeys([*CORPUS, *WORDS, *BLANKS])  # each text once
     while len(found) < count:
         parts = [draw.choice(WORDS if i % 2 else BLANKS) for i in range(draw.randint(1, 9))]
-        found.append("".join(parts))
-    return found
+        found["".join(parts)] = None
+    return list(found)
 
 
 def legacy(folder: Path, **config: Any) -> Legacy:
@@ -190,6 +191,41 @@ def test_files_that_are_not_there_or_not_theirs_are_refused(tmp_path: Path) -> N
     folder = sentencepiece_model(tmp_path / "taken", user_defined_symbols=["[gMASK]"])
     with pytest.raises(TokenizerError, match="are pieces of it already; this is another family's file"):
         tokenizers.chatglm2(legacy(folder, padded_vocab_size=2000))
+
+
+def test_pieces_of_users_behind_a_prefix_space_cannot_be_built_and_are_refused(tmp_path: Path) -> None:
+    folder = sentencepiece_model(tmp_path / "legacy", add_dummy_prefix=True, user_defined_symbols=["<h1>"])
+    message = r"no exact tokenizer can be built of it: .* gives \[.*\], sentencepiece \[.*\] \(\d+ texts differ\)"
+    for build in (tokenizers.baichuan, tokenizers.chatglm2):
+        with pytest.raises(TokenizerError, match=message):
+            build(legacy(folder, padded_vocab_size=2000))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bos_piece": "<bos>"}, "<s> has the id None, and 1 is"),
+        ({"bos_id": -1, "eos_id": 1}, "<s> has the id None, and 1 is"),
+        ({"bos_id": 1, "pad_id": 2, "eos_id": 3}, "</s> has the id 3, and 2 is"),
+        ({"bos_id": 0, "eos_id": 1, "unk_id": 2}, "<unk> has the id 2, and 0 is"),
+    ],
+)
+@pytest.mark.parametrize("name", BUILDERS)
+def test_special_pieces_elsewhere_are_refused(name: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = sentencepiece_model(tmp_path / "legacy", **options)
+    with pytest.raises(TokenizerError, match=re.escape(said) + " what the model was trained with; fetch it again"):
+        BUILDERS[name][0](legacy(folder, padded_vocab_size=2000))
+
+
+def test_files_that_lost_pieces_are_refused(tmp_path: Path) -> None:
+    folder = sentencepiece_model(tmp_path / "legacy")
+    with pytest.raises(TokenizerError, match=r"<reserved_106> has the id None, and 195 is what the model was trained with"):
+        tokenizers.baichuan(legacy(folder, vocab_size=125_696))
+    for build in (tokenizers.chatglm2, tokenizers.chatglm3):
+        with pytest.raises(
+            TokenizerError, match=r"\d+ pieces, and a model of 65024 rows was trained with 64789: every special"
+        ):
+            build(legacy(folder, padded_vocab_size=65_024))
 
 
 def test_markers_of_baichuan_elsewhere_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
