@@ -1,25 +1,27 @@
 """Flat rows through torch's varlen kernel: isolated documents, and the numbers of padded SDPA.
 
-``python benchmarks/varlen_agreement.py`` on a machine with a CUDA GPU. Real-length rows of random tokens run through random LLaMA and
-OPT models (width 1024, 8 layers) in bfloat16: flat + varlen, flat + one SDPA per document, padded + SDPA; float32 padded SDPA is the
-reference. Agreement "to bfloat16 accuracy" means: varlen is no further from the reference than padded bfloat16 SDPA is, within 20 %.
+``python benchmarks/varlen_agreement.py [--models vicugna_alibi phi ...]`` on a machine with a CUDA GPU. Real-length rows of random tokens
+run through random models (width 1024, 8 layers; heads of 64, of 136 with ALiBi's columns, of 256 for Phi, of 128 for Glm) in bfloat16:
+flat + varlen, flat + one SDPA per document, padded + SDPA; float32 padded SDPA is the reference. Agreement "to bfloat16 accuracy"
+means: varlen is no further from the reference than padded bfloat16 SDPA is, within 20 %.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.data.collate import flat_batch, padded_batch
 from sft.engine.evaluate import to_device
 from sft.engine.loss import token_losses
 from sft.errors import IsolationError
 from sft.model.attention import check_isolation, isolation_tolerance, register
+from sft.model.native import AutoConfig, AutoModelForCausalLM
 
 LLAMA = {
     "hidden_size": 1024,
@@ -37,6 +39,23 @@ OPT = {
     "num_attention_heads": 16,
     "max_position_embeddings": 2048,
     "dropout": 0.0,
+}
+_HEADS_OF_128 = {"hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 2048}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "opt": OPT,
+    "vicugna_alibi": {**_HEADS_OF_128, "intermediate_size": 2816},
+    "phi": {**_HEADS_OF_128, "num_attention_heads": 4, "intermediate_size": 4096, "partial_rotary_factor": 0.25},
+    "glm": {
+        **_HEADS_OF_128,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "intermediate_size": 2816,
+        "partial_rotary_factor": 0.5,
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+    },
 }
 VOCABULARY = 32000
 
@@ -88,13 +107,16 @@ def measure(kind: str, fields: dict[str, Any], device: torch.device) -> dict[str
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("varlen_agreement needs a CUDA GPU")
     register()
     print(torch.cuda.get_device_name(), torch.__version__)
     ok = True
-    for kind, fields in (("llama", LLAMA), ("opt", OPT)):
-        found = measure(kind, fields, torch.device("cuda"))
+    for kind in options.models:
+        found = measure(kind, MODELS[kind], torch.device("cuda"))
         print(json.dumps(found, indent=1))
         for part in ("loss", "gradient"):
             ok &= found["flat varlen"][part] <= 1.2 * found["padded sdpa"][part]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,9 +37,19 @@ from sft.model import capability, cudnn_attention, flash_kernels
 FLAT_BACKENDS = ("vicugna_cudnn", "vicugna_flash", "vicugna_varlen", "vicugna_sdpa")
 
 
-def _borders(cu_seq_lens: Tensor) -> list[tuple[int, int]]:
-    ends = cu_seq_lens.tolist()
-    return [(a, b) for a, b in itertools.pairwise(ends) if b > a]
+_last_lengths: tuple[weakref.ref[Tensor], int, list[int]] | None = None
+"""Of the borders that were read last, and which state of them: every layer gets the same tensor, and each look at it waits for the GPU."""
+
+
+def _lengths(cu_seq_lens: Tensor) -> list[int]:
+    """Tokens of each document; empty ones, which fill up a compiled row's borders, are left out."""
+    global _last_lengths  # of one entry
+    state = -1 if cu_seq_lens.is_inference() else cu_seq_lens._version  # such tensors count no changes
+    if _last_lengths is not None and state >= 0 and _last_lengths[0]() is cu_seq_lens and _last_lengths[1] == state:
+        return _last_lengths[2]
+    lengths = [b - a for a, b in itertools.pairwise(cu_seq_lens.tolist()) if b > a]
+    _last_lengths = (weakref.ref(cu_seq_lens), state, lengths)
+    return lengths
 
 
 def _refuse_extras(name: str, dropout: float, extras: dict[str, Any]) -> None:
@@ -87,15 +98,12 @@ def block_sdpa(
     _refuse_extras("vicugna_sdpa", dropout, extras)
     heads = query.shape[1]
     key, value = _repeat_heads(key, heads), _repeat_heads(value, heads)
-    borders = [(0, key.shape[2])] if cu_seq_lens_q is None else _borders(cu_seq_lens_q)
-    if len(borders) == 1:
+    lengths = [key.shape[2]] if cu_seq_lens_q is None else _lengths(cu_seq_lens_q)
+    if len(lengths) == 1:
         out = _causal_piece(query, key, value, scaling, dropout, sliding_window)
-    else:
-        parts = [
-            _causal_piece(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, dropout, sliding_window)
-            for a, b in borders
-        ]
-        out = torch.cat(parts, dim=2)
+    else:  # split, not sliced: the gradient of a slice is a tensor of the whole row, one for each document
+        documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+        out = torch.cat([_causal_piece(q, k, v, scaling, dropout, sliding_window) for q, k, v in documents], dim=2)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -216,8 +224,13 @@ def cudnn(
 
 
 def register() -> None:
-    """Make the backends known to transformers. Safe to call again."""
+    """Make the backends known to transformers, and keep torch's SDPA off cuDNN. Safe to call again.
+
+    On Hopper SDPA prefers cuDNN, whose graphs are built anew for every length of a document, for tenths of a second each.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
     backends = {"vicugna_sdpa": block_sdpa, "vicugna_varlen": varlen, "vicugna_flash": flash, "vicugna_cudnn": cudnn}
     for name, function in backends.items():

@@ -113,6 +113,29 @@ def test_block_sdpa_is_masked_attention(heads: int, window: int | None) -> None:
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
+def test_borders_are_read_once_and_again_when_they_change() -> None:
+    """Each look at a tensor on the GPU waits for it; a borders tensor that was filled anew must not be taken for the old one."""
+    cu = torch.tensor([0, 5, 6, 12, 12], dtype=torch.int32)
+    first = attention._lengths(cu)
+    assert first == [5, 1, 6]
+    assert attention._lengths(cu) is first
+    cu[1] = 4
+    assert attention._lengths(cu) == [4, 2, 6]
+    assert attention._lengths(torch.tensor([0, 12], dtype=torch.int32)) == [12]
+    with torch.inference_mode():
+        uncounted = torch.tensor([0, 3, 12], dtype=torch.int32)
+        assert attention._lengths(uncounted) == [3, 9]
+        uncounted[1] = 2
+        assert attention._lengths(uncounted) == [2, 10]
+
+
+def test_sdpa_is_kept_off_cudnn() -> None:
+    """It would build a graph for every length of a document: one layer took over a second on an H200."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    register()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # -- the proof ------------------------------------------------------------------------------------------------------
 
 
