@@ -112,7 +112,11 @@ def plan(
     loaded, _ = load_recipe(recipe, set_ or ())
     config = load_config(loaded.model)
     check_length(config, loaded.data.max_length)
-    tokenizer, template, _ = tokenizer_for(loaded)
+    tokenizer, template, repairs = tokenizer_for(loaded)
+    if loaded.tokenizer.extend is not None:
+        for repair in repairs:
+            typer.echo(f"tokenizer: {repair}")
+        config.vocab_size = max(config.vocab_size, len(tokenizer))
     prepared = prepare(loaded, tokenizer, RowEncoder(tokenizer, template, loaded.template.train_on))
     rate = None
     if probe:

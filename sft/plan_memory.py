@@ -153,11 +153,17 @@ def adapted(shape: ModelShape, lora: LoraSection) -> list[tuple[str, int, int]]:
 
 
 def trainable_parameters(recipe: Recipe, shape: ModelShape) -> int:
-    """All of them, or those of the adapters: r (inputs + outputs) per layer, and one magnitude per output with DoRA."""
-    lora = recipe.lora
+    """All of them, or those of the adapters: r (inputs + outputs) per layer, and one magnitude per output with DoRA.
+
+    ``tokenizer.extend`` adds copies of the embedding and the head to the adapters, or the rows that it asks for.
+    """
+    lora, extend = recipe.lora, recipe.tokenizer.extend
     if lora is None:
         return shape.total
-    return sum(lora.rank * (i + o) + (o if lora.dora else 0) for _, i, o in adapted(shape, lora))
+    tables = 0
+    if extend is not None:
+        tables = shape.embeddings + shape.head if extend.train == "all" else 2 * (extend.size or 0) * shape.hidden
+    return tables + sum(lora.rank * (i + o) + (o if lora.dora else 0) for _, i, o in adapted(shape, lora))
 
 
 def _types(recipe: Recipe) -> tuple[int, int, bool]:

@@ -5,6 +5,7 @@ A recipe is one flat YAML file::
     model:    what is tuned            template: how a conversation becomes text
     data:     which rows               train:    how it is tuned
     lora:     (optional) adapters      output:   what is kept
+    tokenizer: (optional) a larger vocabulary
     memory:   (optional) what a GPU may hold
     plan:     (optional) prices and powers for ``sft plan``
 
@@ -162,6 +163,32 @@ class DataSection(Section):
         return self
 
 
+class ExtendSection(Section):
+    size: int | None = Field(default=None, ge=1)
+    """Most new entries, learnt from texts by going on with the tokenizer's own BPE. Give this or ``file``."""
+    sources: tuple[Source, ...] = ()
+    """Rows to learn from; without any those of ``data.sources``."""
+    min_count: int = Field(default=5, ge=1)
+    """Occurrences that an entry needs in them."""
+    file: str | None = None
+    """A text file with a token on each line; every one becomes one id. Write ``▁`` for the space before a word (LLaMA)."""
+    train: Literal["all", "rows"] = "all"
+    """Under adapters: tune the embedding and the head as a whole, or the new rows only. Full tuning tunes all."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_way(self) -> ExtendSection:
+        if (self.size is None) == (self.file is None):
+            raise KeyedError("size", "give exactly one of size and file")
+        if self.file is not None and self.sources:
+            raise KeyedError("sources", "nothing is learnt where file lists the tokens; remove one of them")
+        return self
+
+
+class TokenizerSection(Section):
+    extend: ExtendSection | None = None
+    """Add entries to the base model's vocabulary, for a language that it spells badly. New rows start as the mean of what spelt them."""
+
+
 class LoraSection(Section):
     rank: int = Field(ge=1)
     """Inner dimension r of the update B·A."""
@@ -311,6 +338,7 @@ class Recipe(Section):
     model: ModelSection
     template: TemplateSection
     data: DataSection
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection)
     lora: LoraSection | None = None
     train: TrainSection
     output: OutputSection

@@ -64,7 +64,24 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("train.gradient_checkpointing", "a number of layers is for sharding: none; set true or false under fsdp"))
     if model.scratch is not None and lora is not None:
         found.append(("lora", "adapters on random weights learn nothing useful; remove 'lora:' or load a trained model"))
-    return found + _type_disagreements(recipe) + _float8_disagreements(recipe)
+    return found + _extension_disagreements(recipe) + _type_disagreements(recipe) + _float8_disagreements(recipe)
+
+
+def _extension_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
+    extend, lora, train = recipe.tokenizer.extend, recipe.lora, recipe.train
+    found: list[tuple[str, str]] = []
+    if extend is None:
+        return found
+    if recipe.model.scratch is not None:
+        found.append(("tokenizer.extend", "a scratch model's vocabulary is made of the data already; remove it"))
+    if lora is not None and not lora.train_new_tokens:
+        found.append(("lora.train_new_tokens", "tokenizer.extend adds tokens that would stay untrained; set true"))
+    if extend.train == "all" and lora is not None and train.sharding != "none":
+        said = (
+            f"a whole embedding beside adapters was not shown to be right under {train.sharding}; set rows, or sharding: none"
+        )
+        found.append(("tokenizer.extend.train", said))
+    return found
 
 
 def _type_disagreements(recipe: Recipe) -> list[tuple[str, str]]:

@@ -183,7 +183,9 @@ def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
     if recipe.lora is None:
         loaded.repairs.extend(freeze_head(loaded.model, recipe.train.freeze_head))
         return loaded.model
-    model = adapters.attach(loaded.model, recipe.lora, loaded.new_rows, seed=recipe.train.seed)
+    extend = recipe.tokenizer.extend
+    whole = extend is not None and extend.train == "all"
+    model = adapters.attach(loaded.model, recipe.lora, loaded.new_rows, seed=recipe.train.seed, whole_embedding=whole)
     refuse_tied_adapters(recipe, model)
     return model
 

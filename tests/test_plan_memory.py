@@ -14,7 +14,7 @@ from sft.engine import head_loss
 from sft.errors import ModelError
 from sft.model.attention import register
 from sft.plan_memory import Load, activation_bytes, memory_estimate, model_shape, trainable_parameters
-from sft.recipe import LoraSection
+from sft.recipe import ExtendSection, LoraSection, TokenizerSection
 from tests.plans import GIB, LINEAR, NORMS, TINY, TOTAL, F, H, L, V, llama_7b, part, recipe
 
 # -- parameters
@@ -69,6 +69,18 @@ def test_llama_7b_has_the_known_number_of_parameters() -> None:
 )
 def test_trainable_parameters_of_adapters(section: dict[str, Any], count: int) -> None:
     assert trainable_parameters(recipe(lora=section), model_shape(TINY)) == count
+
+
+def test_an_extended_vocabulary_is_trained_too() -> None:
+    shape, rec = model_shape(TINY), recipe(lora={})
+    alone = trainable_parameters(rec, shape)
+
+    def with_(**extend: Any) -> int:
+        section = TokenizerSection(extend=ExtendSection(**extend))
+        return trainable_parameters(rec.model_copy(update={"tokenizer": section}), shape) - alone
+
+    assert with_(size=10) == with_(file="tokens.txt") == shape.embeddings + shape.head
+    assert with_(size=10, train="rows") == 2 * 10 * H
 
 
 # -- activations: the formula against autograd

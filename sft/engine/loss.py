@@ -82,6 +82,13 @@ def _losses_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
         del head.forward
 
 
+def _tuned(head: Any) -> Any:
+    """The copy of a head that is tuned, where peft keeps one beside the frozen head (``modules_to_save``); it is what answers then."""
+    copies = getattr(head, "modules_to_save", None)
+    active: list[str] = getattr(head, "active_adapters", [])
+    return copies[active[0]] if isinstance(copies, nn.ModuleDict) and len(active) == 1 else head
+
+
 @torch.no_grad()
 def plain_head(model: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     """The head of a model whose logits are what the head gives, and nothing else: found out on a few tokens. None if they are not.
@@ -93,7 +100,7 @@ def plain_head(model: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
         dtype: of the products.
     """
     base = _causal_lm(model)
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    head = _tuned(base.get_output_embeddings()) if hasattr(base, "get_output_embeddings") else None
     if type(head) is not nn.Linear or not _keeps_logits(type(base)):
         return None
     given: list[Tensor] = []

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, seed: int) -> nn.Module:
+def attach(
+    model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ...], *, seed: int, whole_embedding: bool = False
+) -> nn.Module:
     """Freeze the base and put adapters on it.
 
     Adapters are float32 whatever the base is: at 1e-4 a bfloat16 adapter loses most updates to rounding.
@@ -28,9 +30,11 @@ def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ..
         section: the recipe's ``lora``.
         new_rows: embedding rows that must be trained too.
         seed: draws the initial A.
+        whole_embedding: train a float32 copy of the whole embedding and head, as Chinese-LLaMA did (Cui et al. 2023), not only those rows.
 
     Raises:
-        ModelError: unknown target modules, or new tokens that ``train_new_tokens: false`` would leave untrained.
+        ModelError: unknown target modules, new tokens that ``train_new_tokens: false`` would leave untrained, or a head that is the
+            embedding and would become another one.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -43,10 +47,7 @@ def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ..
     # layers into float32, for bases in float16. Here they keep the recipe's model.dtype; only the adapters are float32.
     model.requires_grad_(False)
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    options: dict[str, Any] = {}
-    if new_rows:
-        names = _embedding_names(model)
-        options["trainable_token_indices"] = {name: list(new_rows) for name in (names[:1] if tied else names)}
+    options = _for_new_rows(model, new_rows, tied, whole=whole_embedding)
     targets = "all-linear" if section.targets == "all_linear" else list(section.targets)
     _check_targets(model, section)
     config = LoraConfig(
@@ -61,14 +62,31 @@ def attach(model: PreTrainedModel, section: LoraSection, new_rows: tuple[int, ..
         **options,
     )
     torch.manual_seed(seed)  # A is drawn at random: without this, equal recipes would give different runs
+    kept = model.get_input_embeddings().weight.dtype
     adapted = get_peft_model(model, config)
     keep_float32(adapted)
+    if whole_embedding:  # the copy is float32, what flows between the layers stays as it was
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(kept))
     if section.dropout == 0 and not section.dora:
         fast_lora.speed_up(adapted)
     # The grown embedding is made again from the base (the exact mean), the trained rows are in the adapter: saving the whole
     # embedding too would only make the file large, and asking the Hub whether it should be saved fails offline.
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
+
+
+def _for_new_rows(model: PreTrainedModel, new_rows: tuple[int, ...], tied: bool, *, whole: bool) -> dict[str, Any]:
+    """What peft must be told so that rows of the embedding and the head are trained."""
+    names = _embedding_names(model)
+    if not whole:
+        return (
+            {"trainable_token_indices": {name: list(new_rows) for name in (names[:1] if tied else names)}} if new_rows else {}
+        )
+    if tied:
+        raise ModelError(
+            "tokenizer.extend.train: this model's output matrix is its embedding, which copies of both would part; set rows"
+        )
+    return {"modules_to_save": names}
 
 
 def keep_float32(model: nn.Module) -> None:

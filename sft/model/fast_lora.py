@@ -88,10 +88,11 @@ def _inputs_shared(model: Any, layers: Sequence[nn.Module]) -> list[list[nn.Modu
         seen.setdefault(id(inputs[0]), (inputs[0], []))[1].append(module)  # holding the tensor keeps its id
 
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
-    training, device = model.training, next(model.parameters()).device
+    training, device, dtype = model.training, next(model.parameters()).device, model.get_base_model().dtype
     model.eval()
     try:
-        with torch.no_grad():
+        # as adapters always run: a head that is tuned is float32 (``tokenizer.extend``), what it is given may be narrower
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
             model(input_ids=torch.arange(2, device=device)[None], use_cache=False)
     finally:
         model.train(training)

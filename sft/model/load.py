@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from sft.errors import ModelError
 from sft.model import int8
 from sft.model.attention import choose, register
+from sft.model.extending import row_origins
 from sft.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -193,7 +195,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
             ) from None
         if not options and section.quantization != "float8":
             model = model.to(device)
-    repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of)
+    repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of, row_origins(recipe, tokenizer))
     if section.quantization == "float8":
         from sft.model.float8 import freeze_in_float8  # brings torch's compiler along, a second that others need not wait
 
@@ -231,11 +233,20 @@ def freeze_head(model: PreTrainedModel, asked: bool | str) -> list[str]:
 
 
 def fit_embedding(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, multiple: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    multiple: int,
+    made_of: Mapping[int, tuple[int, ...]] | None = None,
 ) -> tuple[list[str], tuple[int, ...]]:
     """Make sure that every token id has an embedding row, and that the configured ids agree with the tokenizer.
 
-    New rows are the mean of the old ones (Hewitt 2021), as Alpaca did it. In place.
+    New rows are the mean of the old ones (Hewitt 2021), as Alpaca did it, or of those that spelt the token before. In place.
+
+    Args:
+        model: as it was loaded.
+        tokenizer: of the run.
+        multiple: a grown embedding has a multiple of this many rows.
+        made_of: ids that the recipe added, each with the ids of the base that spelt it before. Those that have a spare row are new as well.
 
     Returns:
         Repairs, and the ids whose rows are new.
@@ -244,39 +255,54 @@ def fit_embedding(
         ModelError: the tokenizer is larger than the model by more than added special tokens explain.
     """
     repairs: list[str] = []
+    made_of = made_of or {}
     rows = model.get_input_embeddings().weight.shape[0]
     needed = max(tokenizer.get_vocab().values()) + 1
-    new: tuple[int, ...] = ()
     if needed > rows:
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         beyond = set(range(rows, needed))
-        if not beyond <= added:
+        if not beyond <= added | set(made_of):
             raise ModelError(
                 f"the tokenizer has {needed} entries, the model's embedding only {rows} rows, and these are not just added special "
                 "tokens: tokenizer and model do not belong together"
             )
-        if getattr(model, "is_quantized", False):
-            raise ModelError(
-                f"{needed - rows} tokens must be added, which a quantised base cannot take; choose another template"
-            )
+        _refuse_quantised_rows(model, needed - rows)
         # transformers' own mean_resizing draws from a normal around the mean; the exact mean can be made again when merging
         model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=False)
-        _fill_with_mean(model, rows)
-        new = tuple(range(rows, needed))
         now = model.get_input_embeddings().weight.shape[0]
-        repairs.append(f"embedding grown from {rows} to {now} rows for {needed - rows} new tokens (mean of the old rows)")
+        what = "mean of the old rows" if not made_of else "mean of the rows that spelt them"
+        repairs.append(f"embedding grown from {rows} to {now} rows for {needed - rows} new tokens ({what})")
+    _fill_with_means(model, rows, made_of)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         wanted, have = getattr(tokenizer, name), getattr(model.config, name, None)
         if wanted is not None and have != wanted and not (isinstance(have, list) and wanted in have):
             setattr(model.config, name, wanted)
             repairs.append(f"config.{name} was {have}: set to the tokenizer's {wanted}")
-    return repairs, new
+    return repairs, tuple(sorted({*range(rows, needed), *made_of}))
+
+
+def _refuse_quantised_rows(model: PreTrainedModel, count: int) -> None:
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(table is not None and not table.weight.is_floating_point() for table in tables):
+        raise ModelError(
+            f"{count} tokens must be added, which a quantised embedding or head cannot take; choose another template"
+        )
 
 
 @torch.no_grad()
-def _fill_with_mean(model: PreTrainedModel, old_rows: int) -> None:
-    """Set every row behind ``old_rows`` of the embedding and the head to the mean of the old rows, in place."""
-    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if module is not None:
-            weight = module.weight
-            weight[old_rows:] = weight[:old_rows].float().mean(dim=0).to(weight.dtype)
+def _fill_with_means(model: PreTrainedModel, old_rows: int, made_of: Mapping[int, tuple[int, ...]]) -> None:
+    """Set rows behind ``old_rows`` of embedding and head to the mean of the old rows, those of ``made_of`` to that of their parts. In place."""
+    tables = {id(m.weight): m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    for module in tables.values():
+        for values in (module.weight, getattr(module, "bias", None)):
+            if values is None:
+                continue
+            if len(values) > old_rows:
+                values[old_rows:] = values[:old_rows].float().mean(dim=0).to(values.dtype)
+            if made_of:
+                ids, parts = list(made_of), list(made_of.values())
+                flat = torch.tensor([i for some in parts for i in some], device=values.device)
+                owner = torch.tensor([n for n, some in enumerate(parts) for _ in some], device=values.device)
+                count = torch.tensor([len(some) for some in parts], device=values.device).view(-1, *[1] * (values.dim() - 1))
+                sums = torch.zeros(len(ids), *values.shape[1:], device=values.device).index_add_(0, owner, values[flat].float())
+                values[torch.tensor(ids, device=values.device)] = (sums / count).to(values.dtype)

@@ -7,12 +7,13 @@ made published models never stop, stop too early, or read other tokens than they
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data.template import ChatTemplate, load_template
 from sft.errors import TokenizerError
+from sft.model.extending import extended
 from sft.recipe import ModelSection, Recipe, TemplateSection
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _held_to_sentencepiece(
     said = json.loads(config.read_text(encoding="utf-8")) if config else {}
     legacy = said.get("legacy") is not False and said.get("add_prefix_space") is not False
     backend, what = held_to(tokenizer.backend_tokenizer, model, legacy=legacy, own_json=own_json)
-    return (tokenizer, []) if backend is None else (_as_plain(tokenizer, backend), [what])
+    return (tokenizer, []) if backend is None else (as_plain(tokenizer, backend), [what])
 
 
 def _is_llama(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -110,7 +111,7 @@ def _checkpoint_file(section: ModelSection, name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def _as_plain(tokenizer: PreTrainedTokenizerBase, backend: Any) -> PreTrainedTokenizerBase:
+def as_plain(tokenizer: PreTrainedTokenizerBase, backend: Any) -> PreTrainedTokenizerBase:
     """A plain tokenizer.json with the names of another tokenizer: its own class would undo what was mended when loaded again."""
     from transformers import PreTrainedTokenizerFast
 
@@ -237,12 +238,18 @@ def tokenizer_for(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatTemplate
         template = load_template(recipe.template.name, system=recipe.template.system)
         tokenizer = train_tokenizer(conversation_texts(recipe), section.scratch.vocab_size, template.tokens)
         return tokenizer, template, []
-    return row_tokenizer(section, recipe.template)
+    return row_tokenizer(section, recipe.template, lambda tokenizer: extended(recipe, tokenizer))
 
 
-def row_tokenizer(section: ModelSection, wanted: TemplateSection) -> tuple[PreTrainedTokenizerBase, ChatTemplate, list[str]]:
+def row_tokenizer(
+    section: ModelSection,
+    wanted: TemplateSection,
+    extend: Callable[[PreTrainedTokenizerBase], tuple[PreTrainedTokenizerBase, list[str]]] = lambda tokenizer: (tokenizer, []),
+) -> tuple[PreTrainedTokenizerBase, ChatTemplate, list[str]]:
     """Tokenizer, template and repairs of a model that is not made from scratch: all that the ids of a row depend on."""
     tokenizer, mended = load_tokenizer(section)
+    tokenizer, added = extend(tokenizer)
+    mended += added
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
     template = load_template(wanted.name, system=wanted.system, tokenizer_source=own)
     return tokenizer, template, [*mended, *repair_tokens(tokenizer, template, _config_eos(section))]

@@ -112,15 +112,26 @@ def test_added_words_that_are_not_special_are_refused() -> None:
         fit_embedding(tiny_model(size), tokenizer, 8)
 
 
-def test_a_quantised_base_takes_no_tokens(tmp_path: Path) -> None:
+def test_a_quantised_base_takes_tokens(tmp_path: Path) -> None:
+    """bitsandbytes leaves embedding and head as they are."""
     base = save_tiny(tmp_path / "base", byte_level(chatml=False))
     changes = {"template__name": "chatml", "data__max_length": 96, "model__quantization": "nf4"}
     recipe = tiny_recipe(tmp_path / "run", base, lora={"rank": 2, "alpha": 4}, **changes)
     tokenizer, _, _ = tokenizer_for(recipe)
+    loaded = load_model(recipe, tokenizer, CPU)
+    rows = len(byte_level(chatml=False))
+    assert loaded.new_rows == (rows, rows + 1, rows + 2)
+    weight = loaded.model.get_output_embeddings().weight
+    assert torch.allclose(weight[rows:], weight[:rows].mean(dim=0).expand(len(weight) - rows, -1), atol=1e-6)
+
+
+def test_a_quantised_head_takes_no_tokens() -> None:
+    model, tokenizer = tiny_model(len(byte_level()) - 2), byte_level()
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(model.lm_head.weight.shape, dtype=torch.int8), requires_grad=False)
     with pytest.raises(
-        ModelError, match=r"3 tokens must be added, which a quantised base cannot take; choose another template"
+        ModelError, match=r"2 tokens must be added, which a quantised embedding or head cannot take; choose another template"
     ):
-        load_model(recipe, tokenizer, CPU)
+        fit_embedding(model, tokenizer, 8)
 
 
 # -- types, revision ------------------------------------------------------------------------------------------------

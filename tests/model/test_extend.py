@@ -1,0 +1,432 @@
+"""Vocabularies that were extended: old ids stay as they were, new rows start as the mean of what spelt them, and what is trained is used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from sft.config import Document, build
+from sft.engine.loss import plain_head
+from sft.errors import ModelError, RecipeError, TokenizerError
+from sft.model import adapters
+from sft.model.extend import Base, Extension, learn, listed, origins
+from sft.model.extending import extended, row_origins
+from sft.model.load import fit_embedding, load_model
+from sft.model.tokenizer import saved_tokenizer, tokenizer_for
+from sft.recipe import Recipe
+from sft.run.finished import adapter_on_base
+from sft.train import run
+from tests.builders import LLAMA, byte_level, colon_crossing, save_tiny, sentencepiece_like, tiny_model
+from tests.model.families.test_tokenizers import texts
+from tests.runs import tiny_recipe
+
+CPU = torch.device("cpu")
+MAKERS = {"sentencepiece_like": sentencepiece_like, "byte_level": byte_level, "colon_crossing": colon_crossing}
+CHINESE = [
+    "人工智能正在改变世界，机器学习是人工智能的一部分。",
+    "学习机器学习需要数学，数学是世界的语言。",
+    "请写一首关于人工智能的诗，再写一首关于数学的诗。",
+    "鑫鑫在学习数学，龘龘在学习语言。",
+]
+
+
+def whole_words() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that looks a word up before it merges (``ignore_merges``), as Llama 3 does."""
+    spec = json.loads(byte_level(chatml=False).backend_tokenizer.to_str())
+    spec["model"]["ignore_merges"] = True
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token="<|endoftext|>")
+
+
+def spelt_as_before(base: Base, new: Tokenizer, many: list[str]) -> int:
+    """Hold the law for some texts, special tokens read as words or not. Returns how many have other ids than before."""
+    made, changed = origins(new, base.first_new), 0
+    for special in (False, True):
+        base.backend.encode_special_tokens = new.encode_special_tokens = special
+        for text in many:
+            old, ids = (one.encode(text, add_special_tokens=False).ids for one in (base.backend, new))
+            assert [part for i in ids for part in made.get(i, (i,))] == old, text
+            assert new.decode(ids, skip_special_tokens=False) == base.backend.decode(old, skip_special_tokens=False)
+            changed += ids != old
+    base.backend.encode_special_tokens = False
+    return changed
+
+
+# -- the law --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [*MAKERS.values(), whole_words], ids=[*MAKERS, "whole_words"])
+def test_new_ids_stand_for_the_old_ones(make: Any) -> None:
+    base, many = Base(copy.deepcopy(make().backend_tokenizer)), texts()
+    extension = learn(base, many, 60, 3)
+    assert len(extension.pieces) >= 15
+    new = base.with_(extension)
+    assert spelt_as_before(base, new, [*many, *CHINESE]) > len(many) / 2
+    assert [new.token_to_id(piece) for piece in extension.pieces] == list(
+        range(base.first_new, base.first_new + len(extension.pieces))
+    )
+
+
+def test_what_is_learnt_is_the_most_frequent_and_the_same_each_time() -> None:
+    base = Base(sentencepiece_like().backend_tokenizer)
+    given = [*CHINESE * 5, "学习 " * 100]
+    first = learn(base, given, 40, 3)
+    assert first == learn(base, given, 40, 3)
+    assert first.characters[:2] == ("学", "习")  # they were bytes
+    assert first.merges[0] == ("学", "习")
+    assert learn(base, given, 10, 3) == Extension(first.characters[:10], ())
+    assert learn(base, given, 40, 10**6) == Extension((), ())
+    assert not any(c.isspace() or "，" in c for piece in first.pieces for c in piece if piece not in first.characters)
+
+
+def test_a_word_is_not_joined_with_digits_or_another_script() -> None:
+    base = Base(sentencepiece_like().backend_tokenizer)
+    found = learn(base, ["数学abc123数学abc123 ..数学"] * 50, 60, 2)
+    assert "数学" in found.pieces
+    assert not any({"学a", "c1", "3数"} & {piece[i : i + 2] for i in range(len(piece))} for piece in found.pieces)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_every_listed_token_is_one_id(make: Any) -> None:
+    base = Base(make().backend_tokenizer)
+    tokens = ["人工智能", "机器学习", "人工", "学习", "kilowatt", "龘"]
+    extension = listed(base, [(token, f"list:{i}") for i, token in enumerate(tokens)])
+    new = base.with_(extension)
+    spelt_as_before(base, new, [*texts()[:300], *CHINESE])
+    for token in tokens:
+        ids = (
+            [t.id for t in new.model.tokenize(token)]
+            if not base.byte_level
+            else new.encode(token, add_special_tokens=False).ids
+        )
+        assert len(ids) == 1, token
+        assert ids[0] >= base.first_new, token
+
+
+def test_ids_follow_added_tokens() -> None:
+    tokenizer = copy.deepcopy(sentencepiece_like())
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    base = Base(tokenizer.backend_tokenizer)
+    assert base.first_new == len(tokenizer)
+    new = base.with_(learn(base, CHINESE * 5, 20, 3))
+    assert new.token_to_id("<pad>") == base.first_new - 1
+    assert new.add_special_tokens([AddedToken("<later>", special=True)]) == 1
+    assert new.token_to_id("<later>") == base.first_new + 20
+    assert set(origins(new, base.first_new)) == set(range(base.first_new, base.first_new + 20))
+    spelt_as_before(base, new, [*texts()[:300], "a<pad>b"])
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def extension_recipe(tmp_path: Path, make: Any = sentencepiece_like, lora: bool = True, **changes: Any) -> Recipe:
+    tmp_path.mkdir(parents=True, exist_ok=True)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(
+            json.dumps({"instruction": f"{text}{i}", "input": "", "output": CHINESE[i % 4][: 5 + i % 9]}, ensure_ascii=False)
+            + "\n"
+            for i, text in enumerate(CHINESE * 6)
+        ),
+        encoding="utf-8",
+    )
+    if not (base := tmp_path / "base").exists():
+        save_tiny(base, make())
+    recipe = tiny_recipe(
+        tmp_path / "run",
+        base,
+        lora={"rank": 2, "alpha": 4} if lora else None,
+        **{"data__max_length": 256, "train__tokens_per_device": 512, "train__max_steps": 2, **changes},
+    )
+    return Recipe.model_validate({**recipe.model_dump(), "tokenizer": {"extend": {"size": 30, "min_count": 2}}})
+
+
+def with_extend(recipe: Recipe, **extend: Any) -> Recipe:
+    return Recipe.model_validate({**recipe.model_dump(), "tokenizer": {"extend": extend}})
+
+
+def test_new_rows_are_the_mean_of_what_spelt_them(tmp_path: Path) -> None:
+    recipe = extension_recipe(tmp_path)
+    tokenizer, _, said = tokenizer_for(recipe)
+    old = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = load_model(recipe, tokenizer, CPU)
+    made, before = row_origins(recipe, tokenizer), len(sentencepiece_like())
+    assert sorted(made) == list(range(before, before + 30))
+    assert loaded.new_rows == tuple(range(before, len(tokenizer)))  # the new pad token is behind them
+    for table in ("get_input_embeddings", "get_output_embeddings"):
+        was, now = (getattr(model, table)().weight for model in (old, loaded.model))
+        assert torch.equal(now[:before], was)
+        for index, parts in made.items():
+            assert len(parts) > 1
+            assert torch.allclose(now[index], was[list(parts)].mean(dim=0), atol=1e-7)
+    assert "the tokenizer was extended by 30 pieces (" in said[0]
+    assert "tokens per character in" in said[0]
+
+
+def test_spare_rows_of_the_base_are_filled_too() -> None:
+    """OPT's embedding has rows that no token had; their random numbers must not become a token's."""
+    model = tiny_model(300)
+    weight = model.get_input_embeddings().weight
+    tokenizer = copy.deepcopy(byte_level(chatml=False))
+    ids, parts = [290, 291], {290: (3, 4), 291: (5, 6, 7)}
+    wanted = [weight[list(some)].mean(dim=0).detach().clone() for some in parts.values()]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({f"t{i}": i for i in range(292)}, [])), eos_token="t1", pad_token="t2"
+    )
+    repairs, new = fit_embedding(model, tokenizer, 8, parts)
+    assert new == tuple(ids)
+    assert all(torch.allclose(weight[i], row, atol=1e-7) for i, row in zip(ids, wanted, strict=True))
+    assert not any("grown" in repair for repair in repairs)
+
+
+def test_a_foreign_tokenizer_is_still_refused(tmp_path: Path) -> None:
+    recipe = extension_recipe(tmp_path)
+    tokenizer, _, _ = tokenizer_for(recipe)
+    plain = Recipe.model_validate({**recipe.model_dump(), "tokenizer": {}})
+    with pytest.raises(ModelError, match="tokenizer and model do not belong together"):
+        load_model(plain, tokenizer, CPU)
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    spec["model"]["vocab"]["ЖЖЖ"] = len(tokenizer)
+    del spec["model"]["vocab"]["<0xD0>"]
+    with pytest.raises(TokenizerError, match="'ЖЖЖ' is made of nothing that its base has: they do not belong together"):
+        origins(Tokenizer.from_str(json.dumps(spec)), len(sentencepiece_like()))
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+def served(folder: Path, text: str) -> tuple[list[int], torch.Tensor]:
+    """Ids and logits of a folder as anybody loads it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        return ids, model(input_ids=torch.tensor([ids])).logits[0]
+
+
+@pytest.mark.parametrize("make", [sentencepiece_like, byte_level], ids=["sentencepiece_like", "byte_level"])
+@pytest.mark.parametrize("way", ["adapters, all", "adapters, rows", "full"])
+def test_trained_merged_and_loaded_by_anybody(tmp_path: Path, make: Any, way: str) -> None:
+    recipe = extension_recipe(tmp_path, make, lora=way != "full", output__merge=True, train__gradient_checkpointing=True)
+    recipe = with_extend(recipe, size=30, min_count=2, train="rows" if way.endswith("rows") else "all")
+    about = run(recipe)
+    assert any("extended by 30 pieces" in repair for repair in about["repairs"])
+    tokenizer, _, _ = tokenizer_for(recipe)
+    start = load_model(recipe, tokenizer, CPU).model
+    ids, _ = served(tmp_path / "run" / "merged", CHINESE[0])
+    assert ids == tokenizer(CHINESE[0], add_special_tokens=False)["input_ids"]
+    assert any(index >= len(make()) for index in ids)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype=torch.float32)
+    used = [i for i in ids if i >= len(make())]
+    for table in ("get_input_embeddings", "get_output_embeddings"):
+        was, now = (getattr(model, table)().weight for model in (start, merged))
+        assert not torch.equal(now[used], was[used])  # the trained copy is the one that was written
+        old = torch.equal(now[: len(make())], was[: len(make())])
+        assert old == way.endswith("rows")
+
+
+def test_the_head_that_is_trained_answers(tmp_path: Path) -> None:
+    """The fast loss must take the float32 copy beside the frozen head, and the frozen one must stay."""
+    recipe = extension_recipe(tmp_path)
+    tokenizer, _, _ = tokenizer_for(recipe)
+    loaded = load_model(recipe, tokenizer, CPU)
+    assert recipe.lora is not None
+    model = adapters.attach(loaded.model.to(torch.bfloat16), recipe.lora, loaded.new_rows, seed=0, whole_embedding=True)
+    head = plain_head(model, torch.bfloat16)
+    assert head is not None
+    assert head.weight.requires_grad
+    assert head.weight.dtype == torch.float32
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert names == {
+        "base_model.model.model.embed_tokens.modules_to_save.default.weight",
+        "base_model.model.lm_head.modules_to_save.default.weight",
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = loaded.model.get_input_embeddings()(torch.tensor([[5, 6]]))
+    assert hidden.dtype == torch.bfloat16  # what flows between the layers is as wide as it was
+
+
+def test_resumed_is_straight(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"output__save_every": 1, "output__keep_checkpoints": 4, "train__max_steps": 4}
+    straight = extension_recipe(tmp_path, **changes, output__dir=str(tmp_path / "straight"))
+    run(straight)
+    cut = extension_recipe(tmp_path, **changes, output__dir=str(tmp_path / "cut"))
+    run(cut)
+    for later in ("checkpoint-3", "checkpoint-4"):
+        shutil.rmtree(tmp_path / "cut" / later)
+    run(cut, resume=True)
+    left, right = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("straight", "cut"))
+    assert left.keys() == right.keys()
+    assert any("embed_tokens" in key for key in left)
+    assert any("lm_head" in key for key in left)
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_is_extended(tmp_path: Path, kind: str) -> None:
+    """bitsandbytes leaves embedding and head alone, so they can grow and be trained."""
+    pytest.importorskip("bitsandbytes")
+    recipe = extension_recipe(tmp_path, model__quantization=kind, output__merge=True)
+    run(recipe)
+    ids, logits = served(tmp_path / "run" / "merged", CHINESE[1])
+    assert logits.isfinite().all()
+    assert any(index >= len(sentencepiece_like()) for index in ids)
+
+
+def test_an_adapter_opens_on_its_base_in_bfloat16(tmp_path: Path) -> None:
+    """What generates has no autocast: a float32 embedding in front of bfloat16 layers would not run."""
+    recipe = extension_recipe(tmp_path, model__dtype="bfloat16")
+    run(recipe)
+    tokenizer, _ = saved_tokenizer(recipe, tmp_path / "run" / "adapter")
+    model = adapter_on_base(recipe, tmp_path / "run" / "adapter", tokenizer, CPU)
+    ids = torch.tensor([tokenizer(CHINESE[0])["input_ids"]])
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+    assert out.shape[1] > ids.shape[1]
+
+
+def test_what_was_learnt_is_kept_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = extension_recipe(tmp_path)
+    first, _, said = tokenizer_for(recipe)
+    (kept,) = (tmp_path / "cache" / "extensions").iterdir()
+    monkeypatch.setattr("sft.model.extending.learn", lambda *_: pytest.fail("learnt again"))
+    second, _, again = tokenizer_for(recipe)
+    assert (first.get_vocab(), said) == (second.get_vocab(), again)
+    monkeypatch.undo()
+    kept.write_text("{", encoding="utf-8")  # cut off
+    assert tokenizer_for(recipe)[0].get_vocab() == first.get_vocab()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text(encoding="utf-8").replace("语言", "音乐"), encoding="utf-8")
+    assert tokenizer_for(recipe)[0].get_vocab() != first.get_vocab()
+
+
+# -- a list of tokens, and refusals ---------------------------------------------------------------------------------
+
+
+def of_file(tmp_path: Path, content: str | bytes, make: Any = sentencepiece_like) -> tuple[Any, list[str]]:
+    file = tmp_path / "tokens.txt"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    recipe = with_extend(extension_recipe(tmp_path, make), file=str(file))
+    return extended(recipe, make())
+
+
+def test_a_list_of_tokens(tmp_path: Path) -> None:
+    made, said = of_file(tmp_path, "人工智能\r\n\n数学\n数学\nuser\n")
+    assert [len(made(t, add_special_tokens=False)["input_ids"]) for t in ("人工智能", "数学")] == [
+        2,
+        2,
+    ]  # behind the prefix space
+    assert said == [
+        "the tokenizer was extended by 2 tokens of tokens.txt (8 on the way to them, 1 there already, 1 listed twice, 1 empty)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("数学\ntwo words\n", r"tokens\.txt:2: 'two words' holds a space; list words one by one"),
+        ("</s>\n", r"tokens\.txt:1: '</s>' is a special token of this tokenizer; remove the line"),
+        ("\n\n", r"tokens\.txt has no token that is new; remove tokenizer\.extend"),
+        (b"\xff\xfe", r"tokens\.txt cannot be read: it is no UTF-8"),
+    ],
+)
+def test_lists_that_cannot_be(tmp_path: Path, content: Any, said: str) -> None:
+    with pytest.raises(TokenizerError, match=said):
+        of_file(tmp_path, content)
+
+
+def test_a_missing_list(tmp_path: Path) -> None:
+    recipe = with_extend(extension_recipe(tmp_path), file=str(tmp_path / "none.txt"))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.extend\.file: .*none\.txt cannot be read: No such file"):
+        extended(recipe, sentencepiece_like())
+
+
+def test_a_token_that_the_tokenizer_cuts(tmp_path: Path) -> None:
+    with pytest.raises(
+        TokenizerError, match=r"tokens\.txt:1: 'abc123' cannot be one id: the tokenizer cuts it into 2 words first"
+    ):
+        of_file(tmp_path, "abc123\n", byte_level)
+
+
+def bare(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Base:
+    backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
+    return Base(backend)
+
+
+def test_tokens_that_stand_in_each_others_way() -> None:
+    letters = {c: i for i, c in enumerate("abcd")}
+    with pytest.raises(TokenizerError, match=r"x:2: 'abc' cannot be one id: 'ab' on the way to it is a piece already"):
+        listed(bare({**letters, "ab": 4}, []), [("cd", "x:1"), ("abc", "x:2")])
+    crossed = [
+        ("accd", "x:1"),
+        ("ca", "x:2"),
+        ("bdbd", "x:3"),
+    ]  # bd and bdb are made on the way to bdbd, then "bd" "bd" are made first
+    with pytest.raises(TokenizerError, match=r"x:3: 'bdbd' is no longer one id once the others are there; remove it, or those"):
+        listed(bare(letters, []), crossed)
+
+
+def test_tokenizers_that_cannot_be_extended() -> None:
+    word = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.extend: this tokenizer is WordPiece; only a BPE over bytes"):
+        Base(word)
+    with pytest.raises(TokenizerError, match=r"this tokenizer is BPE without bytes for what has no piece"):
+        Base(Tokenizer(models.BPE({"a": 0}, [])))
+    gap = Tokenizer(models.BPE({"a": 0, "b": 5}, []))
+    gap.pre_tokenizer = pre_tokenizers.ByteLevel()
+    with pytest.raises(TokenizerError, match=r"nothing has the ids \[1, 2, 3, 4\] of this tokenizer, so none can follow them"):
+        _ = Base(gap).first_new
+
+
+def test_texts_that_teach_nothing(tmp_path: Path) -> None:
+    recipe = with_extend(extension_recipe(tmp_path), size=10, min_count=1000)
+    with pytest.raises(TokenizerError, match=r"no pair of pieces occurs 1000 times in these texts; give more of them in"):
+        tokenizer_for(recipe)
+
+
+def test_fewer_than_wanted_is_told(tmp_path: Path) -> None:
+    _, _, said = tokenizer_for(with_extend(extension_recipe(tmp_path), size=5000, min_count=3))
+    assert "of 5,000 wanted, no other occurs 3 times" in said[0]
+
+
+def test_a_tied_head_takes_rows_only(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base", sentencepiece_like(), {**LLAMA, "tie_word_embeddings": True})
+    recipe = extension_recipe(tmp_path, output__merge=True)
+    with pytest.raises(ModelError, match=r"tokenizer\.extend\.train: this model's output matrix is its embedding.*; set rows"):
+        run(recipe)
+    run(with_extend(recipe, size=30, min_count=2, train="rows").model_copy(), overwrite=True)
+    ids, logits = served(tmp_path / "run" / "merged", CHINESE[2])
+    assert logits.isfinite().all()
+    assert any(index >= len(sentencepiece_like()) for index in ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokenizer": {"extend": {}}}, "give exactly one of size and file"),
+        ({"tokenizer": {"extend": {"size": 5, "file": "x"}}}, "give exactly one of size and file"),
+        ({"tokenizer": {"extend": {"file": "x", "sources": [{"path": "y"}]}}}, "nothing is learnt where file lists the tokens"),
+        (
+            {"lora": {"rank": 2, "alpha": 4, "train_new_tokens": False}},
+            "tokenizer.extend adds tokens that would stay untrained",
+        ),
+        ({"train": {"sharding": "fsdp"}}, "a whole embedding beside adapters was not shown to be right under fsdp"),
+        (
+            {"model": {"name_or_path": None, "scratch": {"config": {"model_type": "llama"}}}},
+            "a scratch model's vocabulary is made of the data already",
+        ),
+    ],
+)
+def test_sections_that_contradict(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    value = extension_recipe(tmp_path).model_dump()
+    for section, change in changes.items():
+        value[section] = {**(value[section] or {}), **change} if section != "tokenizer" else change
+    with pytest.raises(RecipeError, match=said):
+        build(Recipe, Document(json.loads(json.dumps(value)), {}, "test.yaml"))
