@@ -100,6 +100,8 @@ class TemplateSection(Section):
     """System message for conversations that have none; null takes the template's own default."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Loss on every assistant turn with its stop token, on the last one only, or on the whole text."""
+    end_label: Literal["token", "eos"] = "token"
+    """What is learnt where an answer ends with the first token of the next turn (``baichuan``, ``chatglm3``): that token, or EOS in its place."""
 
 
 class Source(Section):

@@ -39,6 +39,9 @@ def disagreements(recipe: Recipe) -> list[tuple[str, str]]:
     if "8bit" in train.optimizer and train.sharding == "fsdp":
         said = "8-bit states were not shown to be right over shards (FSDP2); set adamw or adamw_stochastic, or sharding: none"
         found.append(("train.optimizer", said))
+    if recipe.template.end_label == "eos" and recipe.template.train_on == "all":
+        said = "under train_on: all the first token of a turn is learnt as itself; set end_label: token, or train_on: assistant"
+        found.append(("template.end_label", said))
     if train.sharding == "deepspeed":
         found += _deepspeed_disagreements(recipe)
     if train.compile == "on" and train.batching == "padded":

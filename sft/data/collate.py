@@ -17,7 +17,7 @@ rectangle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -51,7 +51,13 @@ _EMPTY: Row = (np.zeros(1, dtype=np.int32), np.zeros(1, dtype=np.bool_))
 
 
 def flat_batch(
-    rows: Sequence[Row], step_tokens: int, documents: int | None = None, *, multiple: int = 1, longest: int = 0
+    rows: Sequence[Row],
+    step_tokens: int,
+    documents: int | None = None,
+    *,
+    multiple: int = 1,
+    longest: int = 0,
+    learnt_as: Mapping[int, int] | None = None,
 ) -> Batch:
     """Lay rows out as one flat row.
 
@@ -61,6 +67,7 @@ def flat_batch(
         documents: pad ``cu_seq_lens`` to this many documents, the one that ``multiple`` adds counted; None does not pad.
         multiple: a last document of zeros, of which nothing is learnt, makes N a multiple of this.
         longest: told to the model as the longest document, if none is longer: a number that never changes compiles once.
+        learnt_as: targets of these ids become those.
     """
     rows = rows or [_EMPTY]
     if blank := -sum(len(ids) for ids, _ in rows) % multiple:
@@ -73,7 +80,7 @@ def flat_batch(
     cu = np.full(1 + max(documents or 0, len(rows)), total, dtype=np.int32)
     cu[0] = 0
     cu[1 : 1 + len(rows)] = ends
-    predict_at, targets = _targets(rows, [int(e) - n for e, n in zip(ends, lengths, strict=True)])
+    predict_at, targets = _targets(rows, [int(e) - n for e, n in zip(ends, lengths, strict=True)], learnt_as)
     cu_tensor = torch.from_numpy(cu)
     longest = max(longest, *lengths)
     return Batch(
@@ -89,8 +96,8 @@ def flat_batch(
     )
 
 
-def padded_batch(rows: Sequence[Row], step_tokens: int, pad_id: int) -> Batch:
-    """Lay rows out as a right-padded rectangle."""
+def padded_batch(rows: Sequence[Row], step_tokens: int, pad_id: int, learnt_as: Mapping[int, int] | None = None) -> Batch:
+    """Lay rows out as a right-padded rectangle. Arguments as of :func:`flat_batch`."""
     rows = rows or [_EMPTY]
     width = max(len(ids) for ids, _ in rows)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
@@ -98,7 +105,7 @@ def padded_batch(rows: Sequence[Row], step_tokens: int, pad_id: int) -> Batch:
     for i, (row, _) in enumerate(rows):
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
-    predict_at, targets = _targets(rows, [i * width for i in range(len(rows))])
+    predict_at, targets = _targets(rows, [i * width for i in range(len(rows))], learnt_as)
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask),
@@ -108,11 +115,15 @@ def padded_batch(rows: Sequence[Row], step_tokens: int, pad_id: int) -> Batch:
     )
 
 
-def _targets(rows: Sequence[Row], begins: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _targets(rows: Sequence[Row], begins: Sequence[int], learnt_as: Mapping[int, int] | None) -> tuple[Tensor, Tensor]:
     at: list[npt.NDArray[np.int64]] = []
     wanted: list[npt.NDArray[np.int64]] = []
     for (ids, mask), begin in zip(rows, begins, strict=True):
         learnt = np.flatnonzero(mask[1:])
         at.append(learnt + begin)
         wanted.append(ids[1:][learnt].astype(np.int64))
-    return torch.from_numpy(np.concatenate(at)), torch.from_numpy(np.concatenate(wanted))
+    targets = np.concatenate(wanted)
+    told = targets.copy()
+    for token, other in (learnt_as or {}).items():
+        told[targets == token] = other
+    return torch.from_numpy(np.concatenate(at)), torch.from_numpy(told)

@@ -31,7 +31,7 @@ from sft.data.conversation import Conversation, Drops
 from sft.data.overflow import fit
 from sft.data.store import RowStore, Shard
 from sft.data.tokenize import RowEncoder, fingerprint
-from sft.errors import DataError
+from sft.errors import DataError, TemplateError
 from sft.recipe import DataSection, Recipe, Source
 
 if TYPE_CHECKING:
@@ -99,17 +99,35 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: RowEnco
     """
     key, parts = data_key(recipe, encoder, tokenizer)
     folder = CacheFolder(cache_root(recipe.data) / key, key)
+    told = learnt_as(recipe, encoder, tokenizer)
     if (found := folder.load()) is not None:
-        train, holdout = _divided(recipe.data, found.shards, found.held)
+        train, holdout = _divided(recipe.data, found.shards, found.held, told)
         return Prepared(train, holdout, found.report, key, True)
     try:
-        return _make(recipe, encoder, folder, parts, progress)
+        return _make(recipe, encoder, folder, parts, progress, told)
     except DataError:
         folder.discard()
         raise
 
 
-def _make(recipe: Recipe, encoder: RowEncoder, folder: CacheFolder, inputs: dict[str, Any], progress: bool) -> Prepared:
+def learnt_as(recipe: Recipe, encoder: RowEncoder, tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """Ids that are learnt as others: under ``template.end_label: eos`` the first tokens of a next turn, where they end an answer.
+
+    Raises:
+        TemplateError: a template whose answers end with a token of their own.
+    """
+    if recipe.template.end_label == "token":
+        return {}
+    if not encoder.end_ids:
+        raise TemplateError(
+            f"template.end_label: the answers of {encoder.template.name} end with a token of their own, which is learnt; remove end_label"
+        )
+    return dict.fromkeys(encoder.end_ids, tokenizer.eos_token_id)
+
+
+def _make(
+    recipe: Recipe, encoder: RowEncoder, folder: CacheFolder, inputs: dict[str, Any], progress: bool, told: Mapping[int, int]
+) -> Prepared:
     """What :func:`prepare` does without a finished cache."""
     data, held, extra_drops = recipe.data, None, Drops()
     rows = _encode_sources("rows", data.sources, data, encoder, folder, progress)
@@ -121,7 +139,7 @@ def _make(recipe: Recipe, encoder: RowEncoder, folder: CacheFolder, inputs: dict
         check_drops(extra.drops, extra.rows_in, data, _rows_by_source(extra.shards, data.holdout_sources))
     elif data.holdout:
         held = choose_holdout(rows.marks, data.holdout, recipe.train.seed)
-    train, holdout = _divided(data, shards, held)
+    train, holdout = _divided(data, shards, held, told)
     if len(train) == 0:
         left_out = f"{rows.drops.total} dropped ({_reasons(rows.drops)}), {len(holdout)} held out"
         raise DataError(f"no rows are left to train on: {rows.rows_in} read, {left_out}")
@@ -141,12 +159,12 @@ def _make(recipe: Recipe, encoder: RowEncoder, folder: CacheFolder, inputs: dict
 
 
 def _divided(
-    data: DataSection, shards: Mapping[str, Sequence[Shard]], held: npt.NDArray[np.bool_] | None
+    data: DataSection, shards: Mapping[str, Sequence[Shard]], held: npt.NDArray[np.bool_] | None, told: Mapping[int, int]
 ) -> tuple[RowStore, RowStore]:
     """Training rows and held-out rows: two indices into the same shards, unless the held-out ones have sources of their own."""
-    rows = RowStore(shards["rows"], [source.label for source in data.sources])
+    rows = RowStore(shards["rows"], [source.label for source in data.sources], learnt_as=told)
     if "holdout" in shards:
-        return rows, RowStore(shards["holdout"], [source.label for source in data.holdout_sources])
+        return rows, RowStore(shards["holdout"], [source.label for source in data.holdout_sources], learnt_as=told)
     if held is None:
         return rows, rows.select(np.zeros(0, np.int64))
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

@@ -323,12 +323,16 @@ def run_preview(
         DataError: unreadable sources, an unknown id, or a row too long under ``overflow: error``.
     """
     # Only here, because it brings torch in through the collator, and nothing above needs that.
-    from sft.data.dataset import check_drops, iterate_sources
+    from sft.data.dataset import check_drops, iterate_sources, learnt_as
 
     data, progress = recipe.data, console.is_terminal
     first = (conversation for _, conversation in iterate_sources(data.sources, Drops(), progress=False))
+    told = learnt_as(recipe, encoder, tokenizer)
     rows = marked_rows(first, encoder, data, count=count, seed=seed, ids=ids)
     print_rows(console, rows)
+    for token, other in sorted(told.items()):
+        pair = tokenizer.convert_ids_to_tokens([token, other])
+        console.print(f"learnt where {pair[0]} ends an answer: {pair[1]} in its place", markup=False)
     unread = Drops()
     every = (conversation for _, conversation in iterate_sources(data.sources, unread, progress=False))
     report = mask_report(every, encoder, data, unread=unread, sample=sample, progress=progress)

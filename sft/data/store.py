@@ -12,7 +12,7 @@ them is found without those before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -101,14 +101,22 @@ class RowStore:
         shards: that hold them.
         labels: source labels.
         rows: int64 ``[rows]``, which rows of the shards, counted through all of them, in this order; None for all.
+        learnt_as: ids that are learnt as others, where they are learnt at all.
 
     Attributes:
         shards: as given.
         labels: as given.
+        learnt_as: as given.
     """
 
-    def __init__(self, shards: Sequence[Shard], labels: Sequence[str], rows: npt.NDArray[np.int64] | None = None) -> None:
-        self.shards, self.labels = tuple(shards), tuple(labels)
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        labels: Sequence[str],
+        rows: npt.NDArray[np.int64] | None = None,
+        learnt_as: Mapping[int, int] | None = None,
+    ) -> None:
+        self.shards, self.labels, self.learnt_as = tuple(shards), tuple(labels), dict(learnt_as or {})
         self._rows = rows
         self._starts = _ends([len(shard) for shard in self.shards])
 
@@ -173,7 +181,7 @@ class RowStore:
     def select(self, rows: npt.NDArray[np.int64]) -> RowStore:
         """A store of some rows, in the given order; nothing is copied."""
         rows = np.asarray(rows, dtype=np.int64)
-        return RowStore(self.shards, self.labels, rows if self._rows is None else self._rows[rows])
+        return RowStore(self.shards, self.labels, rows if self._rows is None else self._rows[rows], self.learnt_as)
 
     def flat(self) -> Flat:
         """All rows one behind the other, copied: of use for a few of them."""

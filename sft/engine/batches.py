@@ -35,5 +35,6 @@ class PlannedBatches:
         rows = [self.store.row(int(r)) for r in self.plan.micro_batch(step, micro, rank)]
         tokens = self.plan.trained_tokens(step)
         if self.pad_id is not None:
-            return padded_batch(rows, tokens, self.pad_id)
-        return flat_batch(rows, tokens, self.documents, multiple=self.multiple, longest=self.longest)
+            return padded_batch(rows, tokens, self.pad_id, self.store.learnt_as)
+        sizes = {"multiple": self.multiple, "longest": self.longest}
+        return flat_batch(rows, tokens, self.documents, **sizes, learnt_as=self.store.learnt_as)

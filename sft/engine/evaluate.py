@@ -99,7 +99,8 @@ def evaluate_rows(
         for begin in range(0, len(groups), world):
             mine = groups[begin + rank] if begin + rank < len(groups) else np.zeros(0, dtype=np.int64)
             rows = [store.row(int(r)) for r in mine]
-            batch = flat_batch(rows, 1) if pad_id is None else padded_batch(rows, 1, pad_id)
+            told = store.learnt_as
+            batch = flat_batch(rows, 1, learnt_as=told) if pad_id is None else padded_batch(rows, 1, pad_id, told)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 losses = token_losses(model, to_device(batch, device)).double()
             source = np.repeat(store.source_of[mine], [int(mask[1:].sum()) for _, mask in rows])
