@@ -135,13 +135,15 @@ class Formats:
             counts["read"] += 1
             said = set(_strings(value))
             for turns in parsed.conversations:
-                whole = one in ("moss", "messages", "prompt_completion")
+                whole = one in ("moss", "moss_plugin", "messages", "prompt_completion")
                 require(whole or all(turn.content in said for turn in turns), "texts are those of the row")
                 require(turns[-1].role == "assistant", "the last turn is an answer")
                 require(all(_is_text(turn.content) for turn in turns), "no NUL and no half character is read")
                 spoken = [turn.content for turn in turns if turn.role in ("user", "assistant")]
                 require(all(text.strip() for text in spoken), "nobody says nothing")
-                if all(turn.role != "input" for turn in turns):
+                if (
+                    all(turn.role != "input" for turn in turns) and one != "moss_plugin"
+                ):  # thoughts and commands are two in a row
                     entries = [{"role": t.role, "content": t.content, "train": t.train} for t in turns]
                     again = FORMATS["messages"]({"messages": entries}, {}).conversations
                     require(again == (turns,), "messages read back are the same turns")

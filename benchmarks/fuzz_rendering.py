@@ -108,7 +108,8 @@ class Templates:
         answers = [i for i, turn in enumerate(written) if turn.role == "assistant"]
         for (start, end), i in zip(made.spans, answers, strict=True):
             following = written[i + 1].role if i + 1 < len(written) else None
-            wanted = answer(renderer.template, written[i].content, renderer.tokens.eos, following)
+            before = written[i - 1].role if i else None
+            wanted = answer(renderer.template, written[i].content, renderer.tokens.eos, following, before)
             require(made.text[start:end] == wanted, "a span is the answer with its stop")
         require(all(a[1] <= b[0] for a, b in pairwise(made.spans)), "spans are in order")
         served = compile_template(renderer.template.source).render(

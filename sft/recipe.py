@@ -37,6 +37,7 @@ FormatName = Literal[
     "parallel_lists",
     "history",
     "moss",
+    "moss_plugin",
     "src_tgt",
     "seed_tasks",
 ]
@@ -101,7 +102,7 @@ class TemplateSection(Section):
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Loss on every assistant turn with its stop token, on the last one only, or on the whole text."""
     end_label: Literal["token", "eos"] = "token"
-    """What is learnt where an answer ends with the first token of the next turn (``baichuan``, ``chatglm3``): that token, or EOS in its place."""
+    """What is learnt where an answer ends with the first token of the next turn (Baichuan, ChatGLM3): that token, or EOS in its place."""
 
 
 class Source(Section):

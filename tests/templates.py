@@ -14,13 +14,13 @@ AROUND = {  # what the model writes before an answer, and between it and its sto
 CALL = "<|Inner Thoughts|>: "
 
 
-def answer(template: ChatTemplate, text: str, eos: str, following: str | None) -> str:
-    """The learnt span of an answer; ``following`` is the role of the turn behind it, None if there is none."""
+def answer(template: ChatTemplate, text: str, eos: str, following: str | None, before: str | None = None) -> str:
+    """The learnt span of an answer; ``following`` and ``before`` are the roles of the turns around it, None if there is none."""
     lead, gap = AROUND.get(template.name, ("", ""))
     if template.name == "chatglm2" and following is not None:
         lead = ""
-    if template.name == "moss_plugin" and following == "tool":
-        lead = CALL
+    if template.name == "moss_plugin" and following in ("tool", "assistant"):
+        lead = "\n<|Commands|>: " if (following, before) == ("tool", "assistant") else CALL
     return lead + text + gap + stop_of(template, eos, following)
 
 
@@ -32,7 +32,7 @@ def stop_of(template: ChatTemplate, eos: str, following: str | None) -> str:
     if template.only_last:
         return ""
     if template.name == "moss_plugin":
-        return "<eoc>" if following == "tool" else whole
+        return {"tool": "<eoc>", "assistant": "<eot>"}.get(following, whole)
     if template.name == "chatglm3":
         return {"user": "<|user|>", "tool": "<|observation|>"}[following]
     return template.ends[0] if template.ends else whole

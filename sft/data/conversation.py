@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "input", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
+Policy = str  # "assistant", "last" or "all": see recipe.TemplateSection.train_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,12 @@ class Drops:
             "changed": dict(sorted(self.changed.items())),
             "examples": {k: [[d.id, d.detail] for d in v] for k, v in sorted(self.examples.items())},
         }
+
+
+def learnt_answers(conversation: Conversation, train_on: Policy) -> list[bool]:
+    """Whether each assistant turn is learnt: what the turn itself says, else the policy."""
+    answers = [turn.train for turn in conversation.turns if turn.role == "assistant"]
+    return [train_on != "last" or i == len(answers) - 1 if train is None else train for i, train in enumerate(answers)]
 
 
 def fold_inputs(conversation: Conversation, separator: str = "\n\n") -> Conversation:

@@ -10,6 +10,7 @@ test. Text is never stripped or changed, roles are never repaired, and what cann
     parallel_lists     {input: [...], output: [...]}                         user assistant user assistant
     history            {prompt, response, history?: [[q, a]], system?}       user assistant ... user assistant
     moss               {chat: {turn_1: {Human, Inner Thoughts, ...}}}        user (assistant tool) assistant
+    moss_plugin        the same                                              user assistant assistant tool assistant
     src_tgt            {src, tgt}                                            user assistant
     seed_tasks         {instruction, instances: [{input, output}]}           one conversation per instance
 """
@@ -186,18 +187,34 @@ _MOSS_TAGS = {
 
 def _moss(row: Row) -> list[Turns]:
     """moss-003; a turn with thoughts or commands becomes user, assistant (thoughts, newline, commands), tool, assistant."""
-    turns = list(_system(row, "meta_instruction"))
+    turns = _meta_instruction(row)
     for entry in _moss_turns(row):
         said = {field: _unmarked(entry, field) for field in _MOSS_TAGS}
         turns.append(Turn("user", said["Human"]))
         calls = [said[field] for field in ("Inner Thoughts", "Commands") if said[field].strip() not in ("", "None")]
         results = said["Tool Responses"]
         if calls:  # a turn that thinks but calls nothing keeps its "None" results, which are what the model then reads
-            turns += [Turn("assistant", "\n".join(calls)), Turn("tool", results)]
+            turns += [Turn("assistant", "\n".join(calls)), Turn("tool", results, train=False)]
         elif results.strip() not in ("", "None"):
-            turns.append(Turn("tool", results))
+            turns.append(Turn("tool", results, train=False))
         turns.append(Turn("assistant", said["MOSS"]))
     return [tuple(turns)]
+
+
+def _moss_plugin(row: Row) -> list[Turns]:
+    """moss-003 as its own trainer reads it: thoughts, commands and results of every turn, ``None`` where there are none."""
+    turns = _meta_instruction(row)
+    for entry in _moss_turns(row):
+        said = {field: _unmarked(entry, field) for field in _MOSS_TAGS}
+        thoughts, commands, results = (said[field] or "None" for field in ("Inner Thoughts", "Commands", "Tool Responses"))
+        turns += [Turn("user", said["Human"]), Turn("assistant", thoughts), Turn("assistant", commands)]
+        turns += [Turn("tool", results, train=False), Turn("assistant", said["MOSS"])]
+    return [tuple(turns)]
+
+
+def _meta_instruction(row: Row) -> list[Turn]:
+    """The system turn. Neither it nor results of tools are learnt under ``train_on: all``, as in MOSS's own trainer."""
+    return [replace(turn, train=False) for turn in _system(row, "meta_instruction")]
 
 
 def _moss_turns(row: Row) -> list[Row]:
@@ -220,8 +237,8 @@ def _unmarked(entry: Row, field: str) -> str:
     return found[1] if found else text
 
 
-def _checked(turns: Turns) -> Turns:
-    """The rules that every conversation keeps, whatever its format."""
+def _checked(turns: Turns, *, thoughts: bool) -> Turns:
+    """The rules that every conversation keeps, whatever its format. ``thoughts``: two answers in a row are thoughts and commands."""
     if not turns:
         raise RowFault("empty_conversation", "there are no turns")
     roles = [turn.role for turn in turns]
@@ -231,7 +248,7 @@ def _checked(turns: Turns) -> Turns:
         raise RowFault("two_systems", "there are two system messages; keep one, at the start")
     before = ""
     for number, turn in enumerate(turns, 1):
-        if turn.role not in _FOLLOWS[before]:
+        if turn.role not in _FOLLOWS[before] and not (thoughts and turn.role == before == "assistant"):
             allowed = " or ".join(sorted(_FOLLOWS[before] - {"input"}))
             raise RowFault("role_order", f"turn {number} ({turn.role}) comes after {before or 'the start'}; {allowed} must")
         _check_text(turn, number)
@@ -268,16 +285,18 @@ class Format:
         read: the function of the shape; raises :class:`RowFault`.
         fits: whether a row has the keys of the shape, for ``auto``.
         fields: the names that ``columns`` may map, besides ``id``.
+        thoughts: whether it has answers in two parts, one behind the other.
     """
 
     read: Callable[[Row], list[Turns]]
     fits: Callable[[Row], bool]
     fields: tuple[str, ...]
+    thoughts: bool = False
 
     def __call__(self, value: Any, columns: Mapping[str, str]) -> ParsedRow:
         """Read one decoded row, with ``columns`` from field to the user's name for it; raises :class:`RowFault`."""
         row = Row(value, columns)
-        return ParsedRow(own_id(row), tuple(_checked(turns) for turns in self.read(row)))
+        return ParsedRow(own_id(row), tuple(_checked(turns, thoughts=self.thoughts) for turns in self.read(row)))
 
 
 def _has(**types: type | tuple[type, ...]) -> Callable[[Row], bool]:
@@ -305,6 +324,8 @@ FORMATS: dict[str, Format] = {
     "parallel_lists": Format(_parallel_lists, _has(input=list, output=list), ("input", "output", "system")),
     "history": Format(_history, _has(prompt=str, response=str), ("prompt", "response", "history", "system")),
     "moss": Format(_moss, _has(chat=dict), ("chat", "meta_instruction", *_MOSS_TAGS)),
+    # never told by itself: its rows are those of moss
+    "moss_plugin": Format(_moss_plugin, lambda row: False, ("chat", "meta_instruction", *_MOSS_TAGS), thoughts=True),
     "src_tgt": Format(_src_tgt, _has(src=str, tgt=str), ("src", "tgt")),
     "seed_tasks": Format(_seed_tasks, _has(instruction=str, instances=list), ("instruction", "instances", "input", "output")),
 }

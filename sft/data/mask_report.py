@@ -221,7 +221,7 @@ class _Scan:
         self.lengths: Counter[int] = Counter()
         self.pool = None if sample is None else Reservoir[Fitted](sample, seed=0)
         self._control = control_ids(encoder)
-        self._stop, self._ends = encoder.renderer.stop, encoder.end_ids
+        self._stop, self._ends = encoder.renderer.stop, encoder.end_ids | encoder.inner_ids
         for name in sorted(encoder.stand_ins, key=len, reverse=True):
             self._stop = self._stop.replace(name, encoder.stand_ins[name])
         self._tails: dict[tuple[int, ...], bool] = {}

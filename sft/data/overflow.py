@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sft.data.conversation import Conversation, Drop, Drops, Turn
+from sft.data.conversation import Conversation, Drop, Drops, Policy, Turn, learnt_answers
 from sft.data.marks import PRIVATE_FIRST
 from sft.data.template import Rendered, RenderRefused
-from sft.data.tokenize import Policy, RowEncoder, Tokenized, Traced, learnt_answers
+from sft.data.tokenize import RowEncoder, Tokenized, Traced
 from sft.errors import DataError
 
 

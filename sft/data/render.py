@@ -128,6 +128,9 @@ class Renderer:
                 raise RenderRefused(
                     "template_refused", "a system turn that is not the first would be lost; move it to the front"
                 )
+            if turn.role == "assistant" and i and conversation.turns[i - 1].role == "assistant" and not self.template.inner:
+                detail = f"the template {self.template.name} has no place for two answers in a row (thoughts, then commands)"
+                raise RenderRefused("template_refused", f"{detail}; join them, or name moss_plugin")
             check(turn.content)
         return conversation.turns
 

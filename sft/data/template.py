@@ -94,6 +94,7 @@ class ChatTemplate:
         multi_turn: False refuses conversations with more than one answer.
         only_last: True if just the last answer carries a stop token, so that ``train_on: last`` is the only sound policy.
         ends: special tokens that end an answer, in the place of ``stop``, where another turn follows: the first tokens of that turn.
+        inner: special tokens that end an answer behind which another one stands, of the same speaker: thoughts before commands.
         tokens: special tokens that the tokenizer must have (``repair_tokens`` adds them when a model is loaded).
         proven: True if the prompt is a prefix of the text by construction (our own files, tested); others are checked row by row.
         system: the recipe's system message, for conversations without one. Training inserts it as a turn, so that it is guarded
@@ -107,6 +108,7 @@ class ChatTemplate:
     multi_turn: bool = True
     only_last: bool = False
     ends: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
     proven: bool = False
     system: str | None = None
@@ -216,6 +218,7 @@ def _from_file(name: str, path: Path, own: bool) -> ChatTemplate:
         multi_turn=header.get("turns", "many") == "many",
         only_last=header.get("stop_on", "every") == "last",
         ends=tuple(header.get("ends", "").split()),
+        inner=tuple(header.get("inner", "").split()),
         tokens=tuple(header.get("tokens", "").split()),
         proven=own,
     )

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sft.data.conversation import Conversation, Drop, Turn
+from sft.data.conversation import Conversation, Drop, Policy, Turn, learnt_answers
 from sft.data.frame import Frame, fillers
 from sft.data.render import Renderer
 from sft.data.stand_in import special_tokens, stand_in_tokenizer, writes_bos
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 _MOST_FRAMES = 1 << 10
 _PART = 128  # rows that are encoded together
-
-Policy = str  # "assistant", "last" or "all": see recipe.TemplateSection.train_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +87,6 @@ class Traced:
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of the tokenizer's own JSON form: vocabulary, merges, added tokens, normaliser."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def learnt_answers(conversation: Conversation, train_on: Policy) -> list[bool]:
-    """Whether each assistant turn is learnt: what the turn itself says, else the policy."""
-    answers = [turn.train for turn in conversation.turns if turn.role == "assistant"]
-    return [train_on != "last" or i == len(answers) - 1 if train is None else train for i, train in enumerate(answers)]
 
 
 class _Kept(NamedTuple):
@@ -222,7 +214,15 @@ class RowEncoder:
     @property
     def end_ids(self) -> frozenset[int]:
         """Ids of the template's ``ends``."""
-        found = (self._backend.token_to_id(self._names[token]) for token in self.template.ends if token in self._names)
+        return self._ids(self.template.ends)
+
+    @property
+    def inner_ids(self) -> frozenset[int]:
+        """Ids of the template's ``inner``."""
+        return self._ids(self.template.inner)
+
+    def _ids(self, tokens: Sequence[str]) -> frozenset[int]:
+        found = (self._backend.token_to_id(self._names[token]) for token in tokens if token in self._names)
         return frozenset(token for token in found if token is not None)
 
     def lengths(self, texts: Sequence[Rendered]) -> list[int]:
@@ -272,7 +272,7 @@ class RowEncoder:
         made = self.renderer.prepare(conversation)
         muted: tuple[tuple[int, int], ...] = ()
         chosen: Sequence[int]
-        if isinstance(made, Filled) and not [turn for turn in conversation.turns if turn.train is not None]:
+        if isinstance(made, Filled) and not self._told(conversation):
             frame, chosen = self._plans.get(made.frame) or self._plan(made, conversation)
             text, spans, specials = frame.fill(made.messages)
             marks = [mark for mark, _ in specials]
@@ -284,6 +284,10 @@ class RowEncoder:
             spans, muted = spans[: len(rendered.spans)], spans[len(rendered.spans) :]
         begins = [self._verifier.restart(text, marks, spans[k][0]) for k in chosen]
         return _Kept(number, made, text, spans, chosen, begins, muted)
+
+    def _told(self, conversation: Conversation) -> bool:
+        """Whether a turn says of itself what the policy would say."""
+        return any(t.train is not None and (t.role == "assistant" or self.train_on == "all") for t in conversation.turns)
 
     def _plan(self, made: Filled, conversation: Conversation) -> tuple[Frame, list[int]]:
         """The frame with stand-ins written, which are its special tokens then, and the answers that are learnt."""
@@ -319,7 +323,8 @@ class RowEncoder:
     def _stopped(self, rendered: Rendered, start: int, end: int) -> bool:
         """Whether an answer ends with its stop: the token itself if it is one, not text that spells it."""
         stop = self.renderer.stop
-        if any(token in self._names and (end - len(token), end) in rendered.specials for token in (stop, *self.template.ends)):
+        own = (stop, *self.template.ends, *self.template.inner)
+        if any(token in self._names and (end - len(token), end) in rendered.specials for token in own):
             return True
         if not self.template.proven and any(a >= start and b == end for a, b in rendered.specials):
             return True  # a foreign template may end its turns with another token

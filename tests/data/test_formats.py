@@ -103,14 +103,26 @@ FIXTURES: dict[str, tuple[Any, Any, list[list[str]]]] = {
         },
         {"chat": {"turn_2": CALL, "turn_1": _moss_turn(" a\n", "b"), "turn_3": None}},
         [
-            ["system|M\n", "user|Hi", "assistant|Hello <|1|>:  x"],
+            ["system-|M\n", "user|Hi", "assistant|Hello <|1|>:  x"],
             [
                 "user| a\n",
                 "assistant|b",
                 "user|2+3?",
                 'assistant|needs arithmetic\nCalculate("2+3")',
-                'tool|Calculate("2+3") =>\n5\n',
+                'tool-|Calculate("2+3") =>\n5\n',
                 "assistant|It is 5.",
+            ],
+        ],
+    ),
+    "moss_plugin": (
+        {"conversation_id": 3, "meta_instruction": "M\n", "chat": {"turn_1": _moss_turn("Hi", "Hello")}},
+        {"chat": {"turn_1": {"Human": "q", "MOSS": "r"}, "turn_2": CALL}},
+        [
+            ["system-|M\n", "user|Hi", "assistant|None", "assistant|None", "tool-|None", "assistant|Hello"],
+            [
+                *("user|q", "assistant|None", "assistant|None", "tool-|None", "assistant|r"),
+                *("user|2+3?", "assistant|needs arithmetic", 'assistant|Calculate("2+3")'),
+                *('tool-|Calculate("2+3") =>\n5\n', "assistant|It is 5."),
             ],
         ],
     ),
@@ -131,7 +143,7 @@ FIXTURES: dict[str, tuple[Any, Any, list[list[str]]]] = {
         [["user|Do.", "assistant|a"], ["user|Do.", "input|i", "assistant|b"]],
     ),
 }
-IDS = {"alpaca": "7", "sharegpt": "x", "moss": "3", "seed_tasks": "seed_task_0"}
+IDS = {"alpaca": "7", "sharegpt": "x", "moss": "3", "moss_plugin": "3", "seed_tasks": "seed_task_0"}
 
 
 def _brief(turns: tuple[Turn, ...]) -> list[str]:
@@ -165,7 +177,8 @@ def test_fixture(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_detection_knows_its_own_fixtures(name: str) -> None:
-    assert [detect_format(row) for row in FIXTURES[name][:2]] == [name, name]
+    told = "moss" if name == "moss_plugin" else name  # the same rows, read in another way
+    assert [detect_format(row) for row in FIXTURES[name][:2]] == [told, told]
 
 
 def test_a_seed_task_gives_one_conversation_per_instance() -> None:
@@ -214,7 +227,7 @@ def test_moss_turns_without_markup_or_plugin_fields() -> None:
 
 def test_a_moss_turn_that_only_thinks_keeps_its_none_results() -> None:
     row = {"chat": {"turn_1": _moss_turn("q", "r", thoughts="easy")}}
-    assert _brief(_parse("moss", row).conversations[0]) == ["user|q", "assistant|easy", "tool|None", "assistant|r"]
+    assert _brief(_parse("moss", row).conversations[0]) == ["user|q", "assistant|easy", "tool-|None", "assistant|r"]
 
 
 def test_columns() -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data.conversation import Conversation, Drop, Drops, Turn
+from sft.data.conversation import Conversation, Drop, Drops, Turn, learnt_answers
 from sft.data.overflow import Fitted, exchanges, fit
 from sft.data.template import Rendered, builtin_names, load_template
-from sft.data.tokenize import RowEncoder, Tokenized, Traced, learnt_answers
+from sft.data.tokenize import RowEncoder, Tokenized, Traced
 from sft.errors import DataError, TokenizerError
 from sft.model.tokenizer import repair_tokens
 from tests.builders import TOKENIZERS, byte_level
