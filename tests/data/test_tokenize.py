@@ -107,7 +107,10 @@ CROSSED: dict[
     "moss": set(ANSWERS),
     "openbuddy": set(ANSWERS),
     "plain": set(),
-    **{name: set() for name in ("baichuan", "baichuan2", "chatglm2", "chatglm3", "moss_plugin", "openbuddy_v21")},
+    **{name: set() for name in ("baichuan", "baichuan2", "chatglm2", "chatglm3", "moss_plugin")},
+    "openbuddy_v21": set(),
+    "openbuddy_think": {" yes"},
+    "openbuddy_nothink": {" yes"},
     "vicuna_v0": set(ANSWERS),
     "vicuna_v1.1": set(ANSWERS),
 }
@@ -199,7 +202,7 @@ def test_stops() -> None:
         "chatglm3": (("</s>", "<|user|>", "<|observation|>"), []),
         "baichuan": (("</s>", "<reserved_102>"), []),
         "baichuan2": (("</s>", "<reserved_106>"), []),
-        "openbuddy_v21": (("<|end|>", "</s>"), []),
+        **dict.fromkeys(("openbuddy_v21", "openbuddy_think", "openbuddy_nothink"), (("<|end|>", "</s>"), [])),
     }
     for name in builtin_names():
         encoder, tokenizer = made("sentencepiece_like", load_template(name))
