@@ -262,7 +262,7 @@ def _write_model(run: Path, out: Path, dtype: str | None, adapters_only: bool) -
 @app.command()
 def convert(
     legacy: Annotated[Path, typer.Argument(metavar="LEGACY", help="Checkpoint folder of a legacy format.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier conversion there is replaced.")],
     family: Annotated[
         str | None,
         typer.Option("--family", metavar="NAME", help="Its format, where config.json leaves a choice: see sft families."),
@@ -291,14 +291,18 @@ def convert(
 def families() -> None:
     """List the model families: what each becomes, its template, LoRA targets, context, packing, and what was verified."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from sft.model.families.table import rows
+    from sft.model.families.table import VERIFIED, rows
 
-    table = Table("family", "native class", "template", "LoRA targets", "context", "packing", "verified", box=None)
+    heads = ("family", "native class", "template", "LoRA targets", "context", "packing", "verified")
+    widths = {"native class": 13, "template": 11}  # names stay whole on 80 columns
+    columns = (Column(head, overflow="fold", min_width=widths.get(head)) for head in heads)
+    table = Table(*columns, box=None, padding=(0, 1, 0, 0))
     for row in rows():
         table.add_row(*row)
-    Console().print(table)
+    Console(highlight=False).print(table)
+    typer.echo(VERIFIED)
 
 
 @app.command()

@@ -32,6 +32,7 @@ class ModelShape:
         embeddings: token and position tables. head: the output matrix, 0 if it is the embedding. linear: all other matrices with
             their biases. norms: everything else.
         head_matrix: entries of the output matrix, tied or not.
+        head_dim: numbers of a head in the attention kernel, those that ALiBi adds among them.
         linears: ``(name, inputs, outputs)`` of every linear layer but the head.
     """
 
@@ -99,6 +100,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    from sft.model.alibi import COLUMNS, MODEL_TYPE
     from sft.model.native import AutoModelForCausalLM
 
     try:
@@ -128,7 +130,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         hidden=hidden,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or hidden // heads,
+        head_dim=(getattr(text, "head_dim", None) or hidden // heads) + (COLUMNS if config.model_type == MODEL_TYPE else 0),
         ffn=next((v for n in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(text, n, None))), 4 * hidden),
         gated=any("gate" in name.rsplit(".", 1)[-1] for name, _ in modules),
         vocab=text.vocab_size,

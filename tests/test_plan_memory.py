@@ -13,6 +13,7 @@ from sft import plan_memory
 from sft.engine import head_loss
 from sft.errors import ModelError
 from sft.model.attention import register
+from sft.model.native import AutoConfig
 from sft.plan_memory import Load, activation_bytes, memory_estimate, model_shape, trainable_parameters
 from sft.recipe import ExtendSection, LoraSection, TokenizerSection
 from tests.plans import GIB, LINEAR, NORMS, TINY, TOTAL, F, H, L, V, llama_7b, part, recipe
@@ -69,6 +70,13 @@ def test_llama_7b_has_the_known_number_of_parameters() -> None:
 )
 def test_trainable_parameters_of_adapters(section: dict[str, Any], count: int) -> None:
     assert trainable_parameters(recipe(lora=section), model_shape(TINY)) == count
+
+
+def test_heads_with_alibi_are_wider() -> None:
+    plain = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    shapes = [model_shape(AutoConfig.for_model(kind, **plain)) for kind in ("llama", "vicugna_alibi")]
+    assert [shape.head_dim for shape in shapes] == [8, 16]
+    assert shapes[0].total == shapes[1].total
 
 
 def test_an_extended_vocabulary_is_trained_too() -> None:

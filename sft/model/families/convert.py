@@ -60,8 +60,8 @@ def convert(
     """
     if source.resolve().is_relative_to(out.resolve()):
         raise InputError(f"{out}: holds the checkpoint itself, and would be replaced; choose another folder")
-    if out.exists() and not (out / "vicugna.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: not empty and not a model of ours; choose another folder")
+    if out.exists() and not _converted(out) and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: not empty and not written by sft convert; choose another folder")
     legacy = open_legacy(source)
     kind = family_of(legacy.config, family)
     refuse_quantised(legacy.config)
@@ -84,6 +84,14 @@ def convert(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return about
+
+
+def _converted(out: Path) -> bool:
+    """Whether a folder is an earlier conversion: a tuned model must not be replaced by one."""
+    try:
+        return "converted" in files.read_json(out / "vicugna.json")
+    except (OSError, ValueError):
+        return False
 
 
 def native_config(kind: Family, config: Config) -> Any:

@@ -103,7 +103,7 @@ FAMILIES: tuple[Family, ...] = (
             ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             "2,048",
             "flat",
-            "float32 logits 6e-6 from the formula (tiny random weights, 700 tokens)",
+            "6e-6",
         ),
     ),
 )

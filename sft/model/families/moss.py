@@ -147,7 +147,7 @@ FAMILIES: tuple[Family, ...] = (
             ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
             "2,048",
             "flat",
-            "float32 logits 5e-6 from the formula (tiny random weights, 700 tokens)",
+            "5e-6",
         ),
     ),
 )

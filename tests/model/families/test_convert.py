@@ -103,8 +103,10 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "legacy")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("", encoding="utf-8")
-    for out in (tmp_path / "full", tmp_path / "full" / "thesis.tex"):
-        with pytest.raises(InputError, match=r"not empty and not a model of ours; choose another folder"):
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "vicugna.json").write_text('{"template": "moss"}', encoding="utf-8")
+    for out in (tmp_path / "full", tmp_path / "full" / "thesis.tex", tmp_path / "tuned"):
+        with pytest.raises(InputError, match=r"not empty and not written by sft convert; choose another folder"):
             convert(source, out)
     assert (tmp_path / "full" / "thesis.tex").is_file()
 
