@@ -60,7 +60,7 @@ CLOSED = {
 SHARED = ("sft.compiled", "sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft.data.jsonl", "sft.text")
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
-    *("conversation", "chunks", "jsonl", "fields", "formats", "sources"),
+    *("conversation", "chunks", "jsonl", "questions", "fields", "formats", "sources"),
     *("marks", "frame", "template", "render", "stand_in"),
     *("vocabulary", "interning_words", "interning_kernels", "interning", "text_encoder"),
     *("verify", "tokenize", "overflow", "packing_kernels", "packing", "collate"),

@@ -34,6 +34,7 @@ VERBS = {
     "convert": ("--family", "--template", "--dtype"),
     "families": (),
     "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
+    "answer": ("--out", "--name", "--temperature", "--max-tokens"),
     "eval": ("--set", "--model"),
 }
 

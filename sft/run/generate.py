@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from sft.data.conversation import Conversation
+from sft.data.template import RenderRefused
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError
+from sft.run.answer import Asked, Said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,6 +100,113 @@ def answer(
             **options,
         )
     return _text(tokenizer, out[0, len(ids) :].tolist(), stop_ids, stop_strings)
+
+
+@torch.no_grad()
+def answer_batch(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, encoder: RowEncoder, asked: Sequence[Asked], most: int = 16
+) -> list[Said]:
+    """Answers to several conversations, in batches padded on the left.
+
+    An answer does not depend on what stands beside it in a batch, but for rounding: noise is drawn for each by its own seed (the largest of
+    ``logits / temperature`` plus Gumbel noise is a sample of the softmax).
+
+    Args:
+        model, tokenizer, encoder: as of :func:`answer`.
+        asked: each ends with a user turn.
+        most: conversations of a batch; halved where memory runs out.
+
+    Raises:
+        InputError: a prompt that leaves no room for an answer, or that the template cannot write.
+    """
+    prompts = [_prompt(model, encoder, one) for one in asked]
+    out: dict[int, Said] = {}
+    order = sorted(range(len(asked)), key=lambda i: (prompts[i][1], len(prompts[i][0])))  # the same room in a batch
+    with _generating(model) as ready:
+        while order:
+            room = prompts[order[0]][1]
+            some = [i for i in order[:most] if prompts[i][1] == room]
+            try:
+                texts = _generate(ready, tokenizer, encoder, [prompts[i][0] for i in some], [asked[i] for i in some], room)
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
+                most = max(1, most // 2)
+                torch.cuda.empty_cache()
+                continue
+            out.update(zip(some, texts, strict=True))
+            order = order[len(some) :]
+    return [out[i] for i in range(len(asked))]
+
+
+def _prompt(model: Any, encoder: RowEncoder, asked: Asked) -> tuple[list[int], int]:
+    """Ids of a prompt, and the most tokens that may follow."""
+    try:
+        ids = encoder.prompt_ids(asked.conversation)
+    except RenderRefused as refusal:
+        raise InputError(f"{asked.conversation.id}: {refusal.detail}") from None
+    known = getattr(model.config, "max_position_embeddings", None)
+    room = asked.max_tokens if known is None else min(asked.max_tokens, known - len(ids))
+    if room <= 0:
+        raise InputError(
+            f"{asked.conversation.id}: its prompt of {len(ids)} tokens fills the {known} positions of the model; shorten it"
+        )
+    return ids, room
+
+
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: RowEncoder,
+    prompts: Sequence[list[int]],
+    asked: Sequence[Asked],
+    room: int,
+) -> list[Said]:
+    stop_ids, stop_strings = encoder.stops()
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
+    options: dict[str, Any] = {"stop_strings": stop_strings, "tokenizer": tokenizer} if stop_strings else {}
+    if any(one.temperature > 0 for one in asked):
+        from transformers import LogitsProcessorList
+
+        options["logits_processor"] = LogitsProcessorList([_Noise(asked, device)])
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=room,
+        eos_token_id=stop_ids,
+        pad_token_id=pad,
+        use_cache=True,
+        do_sample=False,
+        **options,
+    )
+    return [_said(tokenizer, row[width:].tolist(), room, stop_ids, stop_strings) for row in made]
+
+
+def _said(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int, stop_ids: Sequence[int], stop_strings: Sequence[str]
+) -> Said:
+    text = _text(tokenizer, ids, stop_ids, stop_strings)
+    whole = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    ended = len(ids) < room or any(token in stop_ids for token in ids) or any(stop in whole for stop in stop_strings)
+    return Said(text, "stop" if ended else "length")
+
+
+class _Noise:
+    """Sampling as the largest of logits with noise, each row at its own temperature and by its own seed."""
+
+    def __init__(self, asked: Sequence[Asked], device: torch.device) -> None:
+        self.temperatures = torch.tensor([one.temperature or 1.0 for one in asked], device=device)[:, None]
+        self.generators = [torch.Generator(device).manual_seed(one.seed) if one.temperature > 0 else None for one in asked]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        out = scores.float() / self.temperatures
+        for row, generator in zip(out, self.generators, strict=True):
+            if generator is not None:
+                row -= torch.empty_like(row).exponential_(generator=generator).log()
+        return out
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
