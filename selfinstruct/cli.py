@@ -123,6 +123,37 @@ def replay(
 
 
 @app.command()
+def standings(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Judgments: pairs, ratings, or Vicuna's reviews (JSONL).")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Compare this model with each other; default: all pairs.")
+    ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option("--require", metavar="better", help="Exit with 1 unless --model is better than each, beyond noise."),
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON too.")] = None,
+) -> None:
+    """Say what judgments add up to: win rates with intervals, strengths, ratings, agreement, and whether it is more than noise."""
+    from rich.console import Console
+
+    from selfinstruct.judge.standings import standings as show
+    from selfinstruct.store import write_json
+
+    if require not in (None, "better"):
+        raise InputError(f"--require knows one word, better; got {require!r}")
+    if require and model is None:
+        raise InputError("--require better needs --model: the one that must be better")
+    found = show(files, model, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    if json_ is not None:
+        write_json(json_, found)
+    if require and not all(pair["verdict"] == "better" for pair in found["pairs"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def review(
     run: RunDir,
     show: Annotated[

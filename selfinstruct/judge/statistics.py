@@ -1,0 +1,279 @@
+"""What games add up to, and how sure that is. The unit is the question: its turns, orders and repeats are not independent of each other.
+
+::
+
+    win rate            wins / games                       adjusted: (wins + ties / 2) / games
+    interval            95 %, BCa bootstrap over questions (Efron 1987), as scipy has it
+    relative score      sum of our ratings / sum of theirs, Vicuna's "percent of ChatGPT's quality"
+    strength            Bradley and Terry 1952, a tie is half a win for both, by choix; 400 points are odds of 10 to 1
+    settled             whether the interval leaves out one half; else how many questions would be needed at this distance
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selfinstruct.judge.outcomes import Game, Rated
+from sft.errors import DataError
+
+_RESAMPLES = 9_999
+_SEED = 0
+_POINTS = 400 / math.log(10)
+_POWER = 1.959964 + 0.841621
+"""Standard normal quantiles of a two-sided test at 5 % with a power of 80 %."""
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One model against another.
+
+    Attributes:
+        ours, theirs: models.
+        wins, ties, losses: games by outcome, both orders together; ``unreadable`` is not among them.
+        questions: with at least one outcome.
+        adjusted: win rate with ties as halves, the mean over questions.
+        interval: of it, 95 %.
+        relative: sum of our ratings over theirs, with its interval; None without ratings.
+        consistent: share of games whose two orders agree; None if only one was judged.
+        first_place: of those that do not agree, the share that favoured whoever stood first.
+        needed: questions that would settle a difference of this size; None if it is settled, or there is none.
+    """
+
+    ours: str
+    theirs: str
+    wins: int
+    ties: int
+    losses: int
+    unreadable: int
+    questions: int
+    adjusted: float
+    interval: Interval
+    relative: tuple[float, Interval] | None
+    consistent: float | None
+    first_place: float | None
+    needed: int | None
+
+    @property
+    def win_rate(self) -> float:
+        """Wins over games."""
+        return self.wins / (self.wins + self.ties + self.losses)
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``not settled``."""
+        return "better" if self.interval[0] > 0.5 else "worse" if self.interval[1] < 0.5 else "not settled"
+
+
+def compare(games: Sequence[Game], ours: str, theirs: str) -> Compared:
+    """Compare two models by the games between them.
+
+    Raises:
+        DataError: no game between them that could be read.
+    """
+    between = [game for game in games if {game.first, game.second} == {ours, theirs}]
+    points = [(game.question, game.points(ours)) for game in between]
+    readable = [(question, value) for question, value in points if value is not None]
+    if not readable:
+        raise DataError(f"no readable judgment compares {ours} with {theirs}")
+    by_question = _by_question(readable)
+    adjusted, interval = _estimate(by_question, np.mean)
+    spread = float(np.std(by_question, ddof=1)) if len(by_question) > 1 else 0.0
+    settled = interval[0] > 0.5 or interval[1] < 0.5
+    distance = abs(adjusted - 0.5)
+    both = [game for game in between if len(game.verdicts) == 2 and None not in game.verdicts]
+    torn = [game for game in both if game.outcome != game.verdicts[0] or game.outcome != game.verdicts[1]]
+    counted = [value for _, value in readable]
+    return Compared(
+        ours=ours,
+        theirs=theirs,
+        wins=counted.count(1.0),
+        ties=counted.count(0.5),
+        losses=counted.count(0.0),
+        unreadable=len(points) - len(readable),
+        questions=len(by_question),
+        adjusted=adjusted,
+        interval=interval,
+        relative=_relative(between, ours),
+        consistent=1 - len(torn) / len(both) if both else None,
+        first_place=_first_place(torn),
+        needed=None if settled or distance == 0 else math.ceil((_POWER * spread / distance) ** 2),
+    )
+
+
+def _by_question(values: Iterable[tuple[str, float]]) -> npt.NDArray[np.float64]:
+    """The mean of each question."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for question, value in values:
+        found[question].append(value)
+    return np.array([np.mean(some) for some in found.values()])
+
+
+def _estimate(values: npt.NDArray[np.float64], statistic: Callable[..., Any]) -> tuple[float, Interval]:
+    """A statistic of questions (the last axis), and its interval; without spread the interval is the value."""
+    from scipy import stats
+
+    rows = values if values.ndim > 1 else values[None]
+    value = float(statistic(*rows, axis=-1))
+    if rows.shape[-1] < 2 or (np.ptp(rows, axis=-1) == 0).all():
+        return value, (value, value)
+    with warnings.catch_warnings():
+        # BCa has no answer where one question carries all of the spread; scipy says so by nan, and percentiles are taken then
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        for method in ("BCa", "percentile"):
+            rng = np.random.default_rng(_SEED)
+            found = stats.bootstrap(
+                tuple(rows), statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method=method, rng=rng, batch=500
+            ).confidence_interval
+            if not math.isnan(found.low) and not math.isnan(found.high):
+                break
+    return value, (float(found.low), float(found.high))
+
+
+def _ratio(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], axis: int = -1) -> npt.NDArray[np.float64]:
+    ratio: npt.NDArray[np.float64] = ours.sum(axis=axis) / theirs.sum(axis=axis)
+    return ratio
+
+
+def _relative(games: Sequence[Game], ours: str) -> tuple[float, Interval] | None:
+    rated = [(game.question, game.ratings if game.first == ours else game.ratings[::-1]) for game in games if game.ratings]
+    if not rated:
+        return None
+    sides = [_by_question((question, pair[side]) for question, pair in rated) for side in (0, 1)]
+    return _estimate(np.stack(sides), _ratio)
+
+
+def _first_place(torn: Sequence[Game]) -> float | None:
+    """In the first of the two orders ``first`` stands first, in the second ``second``."""
+    if not torn:
+        return None
+    pulls = {"first": 1, "tie": 0, "second": -1}
+    return float(np.mean([pulls[str(game.verdicts[0])] - pulls[str(game.verdicts[1])] > 0 for game in torn]))
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """A model's strength: odds of winning are ``10^(difference / 400)``; the mean over models is 1000."""
+
+    model: str
+    points: float
+    interval: Interval
+    games: int
+
+
+def strengths(games: Sequence[Game], *, rounds: int = 200) -> list[Strength]:
+    """Bradley–Terry strengths of all models, the strongest first; intervals by resampling questions.
+
+    Raises:
+        DataError: models that no chain of games connects, or one that won or lost every game: their distance is infinite.
+    """
+    usable = [game for game in games if game.outcome is not None]
+    models = sorted({model for game in usable for model in (game.first, game.second)})
+    if len(models) < 2:
+        raise DataError("Bradley-Terry needs games between at least two models")
+    place = {model: i for i, model in enumerate(models)}
+    questions = sorted({game.question for game in usable})
+    by_question: dict[str, list[tuple[int, int]]] = {question: [] for question in questions}
+    for game in usable:
+        by_question[game.question] += _won(game, place)
+    whole = [pair for question in questions for pair in by_question[question]]
+    _refuse_unconnected(whole, models)
+    value = _fit(len(models), whole)
+    rng, drawn = np.random.default_rng(_SEED), []
+    for _ in range(rounds):
+        chosen = rng.integers(0, len(questions), len(questions))
+        pairs = [pair for i in chosen for pair in by_question[questions[i]]]
+        if _connected(pairs, len(models)):
+            drawn.append(_fit(len(models), pairs))
+    if len(drawn) < rounds / 2:
+        raise DataError(
+            "too few questions for intervals: most resamples leave a model without a win or a loss; judge more questions"
+        )
+    low, high = np.percentile(np.stack(drawn), (2.5, 97.5), axis=0)
+    count = [sum(i in (place[game.first], place[game.second]) for game in usable) for i in range(len(models))]
+    found = [Strength(model, float(value[i]), (float(low[i]), float(high[i])), count[i]) for i, model in enumerate(models)]
+    return sorted(found, key=lambda one: -one.points)
+
+
+def _won(game: Game, place: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Pairs of winner and loser: two for a win, one each way for a tie."""
+    first, second = place[game.first], place[game.second]
+    if game.outcome == "tie":
+        return [(first, second), (second, first)]
+    return [(first, second)] * 2 if game.outcome == "first" else [(second, first)] * 2
+
+
+def _fit(count: int, pairs: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:
+    import choix
+
+    wins = np.zeros((count, count))
+    np.add.at(wins, tuple(np.array(pairs).T), 1)
+    found = choix.ilsr_pairwise_dense(wins, tol=1e-10, max_iter=1_000)
+    return 1000 + _POINTS * (np.asarray(found) - np.mean(found))
+
+
+def _connected(pairs: Sequence[tuple[int, int]], count: int) -> bool:
+    """Whether every model is reached from every other along wins: else strengths are infinitely far apart (Ford 1957)."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    won = np.array(pairs).T
+    graph = csr_array((np.ones(len(pairs)), (won[0], won[1])), shape=(count, count))
+    return bool(connected_components(graph, directed=True, connection="strong")[0] == 1)
+
+
+def _refuse_unconnected(pairs: Sequence[tuple[int, int]], models: Sequence[str]) -> None:
+    if not _connected(pairs, len(models)):
+        winners, losers = {a for a, _ in pairs}, {b for _, b in pairs}
+        lone = [model for i, model in enumerate(models) if i not in winners or i not in losers]
+        who = f"{lone[0]} won or lost every game" if lone else "some models never meet the others"
+        raise DataError(
+            f"Bradley-Terry has no answer: {who}, so its distance is infinite; judge more questions, or leave it out"
+        )
+
+
+def agreement(one: Sequence[Game], other: Sequence[Game]) -> tuple[float, float | None, int]:
+    """How often two judges decide alike, on the games that both judged.
+
+    Returns:
+        With ties as outcomes of their own; without games that either calls a tie (None if none is left); games compared.
+
+    Raises:
+        DataError: they have no game in common.
+    """
+    sides = [{_key(game): _winner(game) for game in games if game.outcome is not None} for games in (one, other)]
+    common = sorted(set(sides[0]) & set(sides[1]))
+    if not common:
+        raise DataError("these judges have no readable game in common")
+    pairs = [(sides[0][key], sides[1][key]) for key in common]
+    firm = [(a, b) for a, b in pairs if a != "tie" and b != "tie"]
+    share = sum(a == b for a, b in pairs) / len(pairs)
+    return share, sum(a == b for a, b in firm) / len(firm) if firm else None, len(common)
+
+
+def _key(game: Game) -> tuple[str, int, str, str]:
+    first, second = sorted((game.first, game.second))
+    return game.question, game.turn, first, second
+
+
+def _winner(game: Game) -> str:
+    return "tie" if game.outcome == "tie" else game.first if game.outcome == "first" else game.second
+
+
+def mean_ratings(ratings: Sequence[Rated]) -> dict[str, tuple[float, Interval, int]]:
+    """Mean rating of each model over questions with its interval, the best first, and how many could not be read."""
+    found = {}
+    for model in sorted({one.model for one in ratings}):
+        own = [one for one in ratings if one.model == model]
+        read = [(one.question, one.rating) for one in own if one.rating is not None]
+        if read:
+            found[model] = (*_estimate(_by_question(read), np.mean), len(own) - len(read))
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
