@@ -123,6 +123,18 @@ def replay(
 
 
 @app.command()
+def judge(recipe: RecipePath, set_: Set = None) -> None:
+    """Let a teacher judge answers: pairs in both orders, or ratings; then say what that adds up to. Goes on where it was stopped."""
+    from rich.console import Console
+
+    from selfinstruct.judge.recipe import load_judge_recipe
+    from selfinstruct.judge.run import judge as run_judge
+
+    loaded, _ = load_judge_recipe(recipe, set_ or ())
+    run_judge(loaded, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+
+
+@app.command()
 def standings(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Judgments: pairs, ratings, or Vicuna's reviews (JSONL).")

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from selfinstruct.recipe import Recipe
+from selfinstruct.recipe import Teacher as TeacherOf
 from selfinstruct.records import Completion, Failure, Request
 from selfinstruct.strategies.base import Reply
 from selfinstruct.teacher.counts import Progress
 from selfinstruct.teacher.dispatch import Teacher, complete_all
 from selfinstruct.teacher.ledger import Entry, Ledger
+from selfinstruct.teacher.sections import BudgetSection
 from sft.errors import InputError
 
 NOT_RECORDED = "not_recorded"
@@ -110,12 +112,24 @@ class Desk:
         return {"errors": dict(counts.faults), "waits": {name: seconds for name, seconds in waits.items() if seconds}}
 
 
+class Asking(Protocol):
+    """A recipe that asks a teacher: of a generation, or of a judgment."""
+
+    @property
+    def teacher(self) -> TeacherOf:
+        """Who is asked."""
+
+    @property
+    def budget(self) -> BudgetSection:
+        """What it may cost."""
+
+
 def _entry(request: Request, reply: Reply) -> Entry:
     return Entry(request, None, reply) if isinstance(reply, Failure) else Entry(request, reply)
 
 
 @asynccontextmanager
-async def open_desk(recipe: Recipe, run_dir: Path, progress: Callable[[Progress], None] | None = None) -> AsyncIterator[Desk]:
+async def open_desk(recipe: Asking, run_dir: Path, progress: Callable[[Progress], None] | None = None) -> AsyncIterator[Desk]:
     """Open ledger and teacher of a recipe; closes both.
 
     Raises:
@@ -142,7 +156,7 @@ async def open_desk(recipe: Recipe, run_dir: Path, progress: Callable[[Progress]
         ledger.close()
 
 
-def _live(recipe: Recipe, ledger: Ledger, run_dir: Path, progress: Callable[[Progress], None] | None) -> Any:
+def _live(recipe: Asking, ledger: Ledger, run_dir: Path, progress: Callable[[Progress], None] | None) -> Any:
     """The teacher behind the recipe's endpoints."""
     from selfinstruct.teacher.budget import Budget, dearest, price_of, refuse_unknown_prices
     from selfinstruct.teacher.client import OpenAIClient

@@ -45,7 +45,8 @@ _KIND = "kind"
 _KINDS: Final = (
     (frozenset({"model", "template", "data", "train", "lora", "plan"}), "a training", "sft"),
     (frozenset({"sources", "rules", "dedup", "split", "identity", "mix"}), "a curation", "sft data"),
-    (frozenset({"seeds", "teacher", "strategy", "filters", "budget"}), "a generation", "selfinstruct"),
+    (frozenset({"questions", "answers", "judge"}), "a judgment", "selfinstruct judge"),
+    (frozenset({"seeds", "strategy", "filters"}), "a generation", "selfinstruct"),
 )
 """Sections that only one kind of recipe has, what it is of, and the command whose verbs read it."""
 _HINT = re.compile(r"did you mean '([^']*)'")

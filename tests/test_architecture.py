@@ -57,7 +57,16 @@ CLOSED = {
     "selfinstruct/results/": tuple(f"selfinstruct.{name}" for name in ("recipe", "loop", "run", "strategies", "cli")),
 }
 # All that the generator may take from the trainer.
-SHARED = ("sft.compiled", "sft.config", "sft.errors", "sft.files", "sft.data.conversation", "sft.data.jsonl", "sft.text")
+SHARED = (
+    "sft.compiled",
+    "sft.config",
+    "sft.errors",
+    "sft.files",
+    "sft.data.conversation",
+    "sft.data.jsonl",
+    "sft.data.questions",
+    "sft.text",
+)
 # The way of a row: a module of sft/data imports only modules that stand before it.
 WAY = (
     *("conversation", "chunks", "jsonl", "questions", "fields", "formats", "sources"),

@@ -17,7 +17,7 @@ from sft.errors import InputError, VicugnaError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "recipes" / "selfinstruct_quickstart.yaml"
-VERBS = ("check", "plan", "run", "replay", "review", "standings", "export", "trace")
+VERBS = ("check", "plan", "run", "replay", "review", "judge", "standings", "export", "trace")
 
 
 @pytest.fixture(autouse=True)

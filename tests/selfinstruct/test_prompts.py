@@ -22,12 +22,16 @@ VALUES = {
     "output": "It.",
     "new_instruction": "Name two.",
     "new_input": "x",
+    "turns": [{"asked": "Name {{ it }}.", "answers": ["It.", "<b>"], "reference": ""}],
+    "mark": "0123abcd",
+    "category": "math",
 }
 
 
 def test_what_ships() -> None:
     names = {"alpaca_en", "alpaca_zh", "alpaca_json_en", "alpaca_json_zh", "critic_en", "critic_zh", "evolve_en", "evolve_zh"}
     names |= {"evolve_gain_en", "evolve_gain_zh", "classic_instructions_en", "classic_classification_en"}
+    names |= {"judge_pair_en", "judge_single_en"}
     assert set(prompt_names()) == names | {"classic_input_first_en", "classic_output_first_en"}
 
 
