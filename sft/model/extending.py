@@ -16,6 +16,7 @@ from sft.model.extend import Base, Extension, learn, listed, origins, tokens_per
 from sft.recipe import ExtendSection, Recipe
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -26,40 +27,34 @@ _SAMPLE = 1_000
 """Texts that tokens per character are told of."""
 
 
-def extended(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, list[str]]:
+def extended(recipe: Recipe, backend: Tokenizer) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a recipe with what its ``tokenizer.extend`` adds; as it was if that is not there.
 
     Returns:
-        The tokenizer, and what was done, one sentence each.
+        The tokenizer, and what was done, one sentence if anything was.
 
     Raises:
         TokenizerError: it cannot be extended, or a listed token cannot be one id.
     """
     section = recipe.tokenizer.extend
     if section is None:
-        return tokenizer, []
-    from sft.model.tokenizer import as_plain
-
-    base = Base(tokenizer.backend_tokenizer)
+        return backend, []
+    base = Base(backend)
     extension, said = _of_file(section, base) if section.file is not None else _of_texts(recipe, section, base)
-    return as_plain(tokenizer, base.with_(extension)), [said]
+    return base.with_(extension), [said]
 
 
-def row_origins(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[int, tuple[int, ...]]:
-    """Ids that ``tokenizer.extend`` added, each with the ids of the base that spelt it before; empty without that section.
+def row_origins(base: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> dict[int, tuple[int, ...]]:
+    """Ids that ``tokenizer.extend`` added, each with the ids of the base that spelt it before.
 
     Args:
-        recipe: of the run.
+        base: the tokenizer of the base model.
         tokenizer: extended, perhaps read from a run.
 
     Raises:
         TokenizerError: it is no extension of the base's.
     """
-    if recipe.tokenizer.extend is None:
-        return {}
-    from sft.model.tokenizer import load_tokenizer
-
-    first = Base(load_tokenizer(recipe.model)[0].backend_tokenizer).first_new
+    first = Base(base.backend_tokenizer).first_new
     added = set(tokenizer.added_tokens_decoder)
     return {i: parts for i, parts in origins(tokenizer.backend_tokenizer, first).items() if i not in added}
 

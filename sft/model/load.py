@@ -14,6 +14,7 @@ from sft.errors import ModelError
 from sft.model import int8
 from sft.model.attention import choose, register
 from sft.model.extending import row_origins
+from sft.model.tokenizer import load_tokenizer
 from sft.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch
             ) from None
         if not options and section.quantization != "float8":
             model = model.to(device)
-    repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of, row_origins(recipe, tokenizer))
+    made_of = {} if recipe.tokenizer.extend is None else row_origins(load_tokenizer(section)[0], tokenizer)
+    repairs, new_rows = fit_embedding(model, tokenizer, section.pad_to_multiple_of, made_of)
     if section.quantization == "float8":
         from sft.model.float8 import freeze_in_float8  # brings torch's compiler along, a second that others need not wait
 

@@ -238,18 +238,20 @@ def tokenizer_for(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatTemplate
         template = load_template(recipe.template.name, system=recipe.template.system)
         tokenizer = train_tokenizer(conversation_texts(recipe), section.scratch.vocab_size, template.tokens)
         return tokenizer, template, []
-    return row_tokenizer(section, recipe.template, lambda tokenizer: extended(recipe, tokenizer))
+    return row_tokenizer(section, recipe.template, lambda backend: extended(recipe, backend))
 
 
 def row_tokenizer(
     section: ModelSection,
     wanted: TemplateSection,
-    extend: Callable[[PreTrainedTokenizerBase], tuple[PreTrainedTokenizerBase, list[str]]] = lambda tokenizer: (tokenizer, []),
+    extend: Callable[[Any], tuple[Any, list[str]]] = lambda backend: (backend, []),
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate, list[str]]:
     """Tokenizer, template and repairs of a model that is not made from scratch: all that the ids of a row depend on."""
     tokenizer, mended = load_tokenizer(section)
-    tokenizer, added = extend(tokenizer)
-    mended += added
+    backend, added = extend(tokenizer.backend_tokenizer)
+    if added:
+        tokenizer = as_plain(tokenizer, backend)
+        mended += added
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
     template = load_template(wanted.name, system=wanted.system, tokenizer_source=own)
     return tokenizer, template, [*mended, *repair_tokens(tokenizer, template, _config_eos(section))]

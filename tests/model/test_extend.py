@@ -21,7 +21,7 @@ from sft.model import adapters
 from sft.model.extend import Base, Extension, learn, listed, origins
 from sft.model.extending import extended, row_origins
 from sft.model.load import fit_embedding, load_model
-from sft.model.tokenizer import saved_tokenizer, tokenizer_for
+from sft.model.tokenizer import as_plain, saved_tokenizer, tokenizer_for
 from sft.recipe import Recipe
 from sft.run.finished import adapter_on_base
 from sft.train import run
@@ -158,7 +158,7 @@ def test_new_rows_are_the_mean_of_what_spelt_them(tmp_path: Path) -> None:
     tokenizer, _, said = tokenizer_for(recipe)
     old = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     loaded = load_model(recipe, tokenizer, CPU)
-    made, before = row_origins(recipe, tokenizer), len(sentencepiece_like())
+    made, before = row_origins(sentencepiece_like(), tokenizer), len(sentencepiece_like())
     assert sorted(made) == list(range(before, before + 30))
     assert loaded.new_rows == tuple(range(before, len(tokenizer)))  # the new pad token is behind them
     for table in ("get_input_embeddings", "get_output_embeddings"):
@@ -314,7 +314,8 @@ def of_file(tmp_path: Path, content: str | bytes, make: Any = sentencepiece_like
     file = tmp_path / "tokens.txt"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     recipe = with_extend(extension_recipe(tmp_path, make), file=str(file))
-    return extended(recipe, make())
+    backend, said = extended(recipe, make().backend_tokenizer)
+    return as_plain(make(), backend), said
 
 
 def test_a_list_of_tokens(tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_lists_that_cannot_be(tmp_path: Path, content: Any, said: str) -> None:
 def test_a_missing_list(tmp_path: Path) -> None:
     recipe = with_extend(extension_recipe(tmp_path), file=str(tmp_path / "none.txt"))
     with pytest.raises(TokenizerError, match=r"tokenizer\.extend\.file: .*none\.txt cannot be read: No such file"):
-        extended(recipe, sentencepiece_like())
+        extended(recipe, sentencepiece_like().backend_tokenizer)
 
 
 def test_a_token_that_the_tokenizer_cuts(tmp_path: Path) -> None:
