@@ -2,7 +2,7 @@
 
 ::
 
-    run directory:  recipe.yaml  run.json  ledger.jsonl  judgments.jsonl  standings.json
+    run directory:  recipe.yaml  run.json  ledger.jsonl  judgments.jsonl  standings.json  report.html
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from selfinstruct.desk import Desk, open_desk
 from selfinstruct.job import file_digest, versions
 from selfinstruct.judge.asking import Answers, Ask, asks, read_answers, refuse_missing
 from selfinstruct.judge.recipe import JudgeRecipe
+from selfinstruct.judge.report import write_report
 from selfinstruct.judge.standings import standings
 from selfinstruct.judge.verdicts import pair_verdict, rating
 from selfinstruct.prompts import load_prompt
@@ -51,7 +52,8 @@ def judge(recipe: JudgeRecipe, console: Console) -> dict[str, Any]:
     _begin(recipe, folder, identity)
     verdicts, texts, desk = asyncio.run(_ask_all(recipe, wanted, folder))
     file = folder / "judgments.jsonl"
-    write_jsonl_atomic(file, _lines(recipe, wanted, verdicts, texts))
+    lines = _lines(recipe, wanted, verdicts, texts)
+    write_jsonl_atomic(file, lines)
     lost = sum(verdict is None for verdict in verdicts)
     money = f", {desk.meter.money:,.4f} {recipe.budget.currency}" if desk.meter.money else ""
     tokens = desk.meter.prompt_tokens + desk.meter.completion_tokens
@@ -60,6 +62,13 @@ def judge(recipe: JudgeRecipe, console: Console) -> dict[str, Any]:
     facts = {"status": "complete", "identity": identity, "verdicts": len(wanted), "unreadable": lost, "versions": versions()}
     write_json(folder / "run.json", facts | {"tokens": tokens, "money": desk.meter.money})
     write_json(folder / "standings.json", found)
+    told = [
+        ("judge", recipe.teacher.model),
+        ("verdicts", f"{len(wanted):,}, {lost:,} unreadable"),
+        ("tokens", f"{tokens:,}{money}"),
+    ]
+    page = write_report(folder, f"Judgment: {', '.join(answers)}", told, lines, found, questions, answers)
+    console.print(f"report: {page}", markup=False)
     return found
 
 

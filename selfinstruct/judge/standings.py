@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,11 @@ def _pairs(games: Sequence[Game], model: str | None) -> list[tuple[str, str]]:
     if model is not None:
         return [(model, name) for name in names if frozenset((model, name)) in met]
     return [(a, b) for a, b in combinations(names, 2) if frozenset((a, b)) in met]
+
+
+def sentence_of(pair: Mapping[str, Any]) -> str:
+    """As :func:`sentence`, of a pair in the plain data."""
+    return sentence(Compared(**{key: value for key, value in pair.items() if key != "verdict"}))
 
 
 def sentence(one: Compared) -> str:

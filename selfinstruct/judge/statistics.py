@@ -3,7 +3,7 @@
 ::
 
     win rate            wins / games                       adjusted: (wins + ties / 2) / games
-    interval            95 %, BCa bootstrap over questions (Efron 1987), as scipy has it
+    interval            95 %, BCa bootstrap over questions (Efron 1987), as scipy has it; exact where all went one way
     relative score      sum of our ratings / sum of theirs, Vicuna's "percent of ChatGPT's quality"
     strength            Bradley and Terry 1952, a tie is half a win for both, by choix; 400 points are odds of 10 to 1
     settled             whether the interval leaves out one half; else how many questions would be needed at this distance
@@ -86,9 +86,8 @@ def compare(games: Sequence[Game], ours: str, theirs: str) -> Compared:
         raise DataError(f"no readable judgment compares {ours} with {theirs}")
     by_question = _by_question(readable)
     adjusted, interval = _estimate(by_question, np.mean)
-    spread = float(np.std(by_question, ddof=1)) if len(by_question) > 1 else 0.0
-    settled = interval[0] > 0.5 or interval[1] < 0.5
-    distance = abs(adjusted - 0.5)
+    if np.ptp(by_question) == 0:
+        interval = _without_spread(adjusted, len(by_question))
     both = [game for game in between if len(game.verdicts) == 2 and None not in game.verdicts]
     torn = [game for game in both if game.outcome != game.verdicts[0] or game.outcome != game.verdicts[1]]
     counted = [value for _, value in readable]
@@ -105,8 +104,29 @@ def compare(games: Sequence[Game], ours: str, theirs: str) -> Compared:
         relative=_relative(between, ours),
         consistent=1 - len(torn) / len(both) if both else None,
         first_place=_first_place(torn),
-        needed=None if settled or distance == 0 else math.ceil((_POWER * spread / distance) ** 2),
+        needed=_needed(by_question, adjusted, interval),
     )
+
+
+def _without_spread(value: float, count: int) -> Interval:
+    """Where every question went the same way there is nothing to resample: exact for a share of 0 or 1 (Clopper and Pearson 1934), else
+    what holds for any mean of numbers between 0 and 1 (Hoeffding 1963)."""
+    if value in (0.0, 1.0):
+        least = 0.025 ** (1 / count)
+        return (least, 1.0) if value else (0.0, 1 - least)
+    half = math.sqrt(math.log(2 / 0.05) / (2 * count))
+    return max(0.0, value - half), min(1.0, value + half)
+
+
+def _needed(by_question: npt.NDArray[np.float64], adjusted: float, interval: Interval) -> int | None:
+    """Questions that settle a difference of this size in four of five cases; None if it is settled, or there is none."""
+    if interval[0] > 0.5 or interval[1] < 0.5 or adjusted == 0.5:
+        return None
+    if adjusted in (0.0, 1.0):
+        return math.ceil(math.log(0.025) / math.log(0.5))  # the first number whose exact bound is beyond one half
+    if np.ptp(by_question) == 0:
+        return math.ceil(math.log(2 / 0.05) / (2 * (adjusted - 0.5) ** 2))
+    return math.ceil((_POWER * float(np.std(by_question, ddof=1)) / abs(adjusted - 0.5)) ** 2)
 
 
 def _by_question(values: Iterable[tuple[str, float]]) -> npt.NDArray[np.float64]:

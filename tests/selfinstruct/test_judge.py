@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from selfinstruct.cli import app
@@ -172,8 +173,24 @@ def test_how_many_questions_would_settle_it() -> None:
     assert even.needed is None
     assert sentence(even).endswith("even: no number of questions would settle that")
     sure = compare(games_of("w" * 10), "a", "b")
-    assert sure.interval == (1.0, 1.0)
-    assert sentence(sure) == "a against b: 100.0% (100.0% to 100.0%) of 10 questions, better, beyond noise"
+    assert sure.interval == pytest.approx(tuple(binomtest(10, 10).proportion_ci()))
+    assert sentence(sure) == "a against b: 100.0% (69.2% to 100.0%) of 10 questions, better, beyond noise"
+    assert compare(games_of("w" * 10), "b", "a").interval == pytest.approx(tuple(binomtest(0, 10).proportion_ci()))
+
+
+def test_the_same_half_win_twice_is_no_proof() -> None:
+    games = [Game(str(i), turn, "a", "b", (verdict,)) for i in range(2) for turn, verdict in ((1, "first"), (2, "tie"))]
+    found = compare(games, "a", "b")
+    assert found.adjusted == 0.75
+    assert found.interval == (0.0, 1.0)
+    assert (found.verdict, found.needed) == ("not settled", 30)
+    assert compare(games[:2], "a", "b").needed == 30
+
+
+def test_three_wins_of_three_are_no_proof() -> None:
+    found = [compare(games_of("w" * n), "a", "b") for n in range(1, 8)]
+    assert [one.verdict for one in found] == ["not settled"] * 5 + ["better"] * 2
+    assert [one.needed for one in found] == [6] * 5 + [None] * 2
 
 
 def test_relative_score_is_sum_over_sum() -> None:

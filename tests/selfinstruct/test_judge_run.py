@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from selfinstruct.cli import app
 from selfinstruct.judge.asking import Ask, asks, read_answers
 from selfinstruct.judge.recipe import JudgeRecipe, load_judge_recipe
+from selfinstruct.judge.report import outcome
 from selfinstruct.judge.run import judge
 from selfinstruct.prompts import load_prompt
 from selfinstruct.records import Completion, Request, Usage
@@ -166,6 +167,34 @@ def test_references_are_shown_where_they_help(tmp_path: Path) -> None:
     assert "\nten\n" in next(ask for ask in wanted(other) if ask.turn == 2).text()
 
 
+def test_the_page_shows_every_judgment_and_runs_nothing(tmp_path: Path) -> None:
+    recipe = a_recipe(tmp_path, ("good", "bad"))
+    evil = tmp_path / "bad.jsonl"
+    evil.write_text(
+        evil.read_text(encoding="utf-8").replace("bad on 1.1", "<script>alert(1)</script> & {{ 7 * 7 }}"), encoding="utf-8"
+    )
+    record(
+        recipe,
+        lambda ask, attempt: (
+            "[[A]]" if ask.question.id == 3 else fair(ask, attempt) + " <b>sure</b> [[" + fair(ask, 0)[-3] + "]]"
+        ),
+    )
+    screen, found = run(recipe)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in screen
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; {{ 7 * 7 }}" in page
+    assert "&lt;b&gt;sure&lt;/b&gt;" in page
+    assert "default-src &#39;none&#39;" not in page
+    assert "default-src 'none'" in page
+    assert [outcome(line) for line in found] == ["win", "win", "win", "torn"]
+    assert page.count('class="game win"') == 3
+    assert page.count('class="game torn"') == 1
+    assert "bad against good: 16.7%" in page
+    for text in ("How are you?", "Times two?", "good on 2.2", "bad on 3.1", "generic", "math"):
+        assert text in page
+
+
 def test_ratings(tmp_path: Path) -> None:
     recipe = a_recipe(tmp_path, ("good", "bad"), mode="single")
     record(
@@ -179,6 +208,9 @@ def test_ratings(tmp_path: Path) -> None:
     ]
     assert "8 verdicts, 2 unreadable" in screen
     ratings = json.loads((tmp_path / "run" / "standings.json").read_text(encoding="utf-8"))["ratings"]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="game rated"') == 6
+    assert page.count('class="game unread"') == 2
     assert ratings["good"] == {"mean": 9.0, "interval": [9.0, 9.0], "unreadable": 1}
 
 
@@ -294,4 +326,4 @@ def test_the_command(tmp_path: Path) -> None:
     judged = CliRunner().invoke(
         app, ["standings", str(tmp_path / "other" / "judgments.jsonl"), "--model", "good", "--require", "better"]
     )
-    assert judged.exit_code == 0
+    assert judged.exit_code == 1  # three questions prove nothing, whoever wins them
