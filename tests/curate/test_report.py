@@ -6,7 +6,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +19,7 @@ from sft.curate.results import charts
 from sft.curate.results.report import REASONS, write_report
 from sft.curate.screen import mix_line
 from sft.errors import DataError
+from tests.browser import BAIT, CHROMIUM, chromium, measured
 
 SCRIPT = "</pre><script>document.title='obeyed'</script><img src=x onerror=\"document.title='obeyed'\">{{ 7*7 }}&lt;"
 TURNED = "pay \u202e000,1\u202c now \u2066hidden\u2069 \ud83d שלום עולם مرحبا \u200b."
@@ -311,7 +311,6 @@ def test_charts_of_large_numbers_are_drawn_without_a_warning() -> None:
 
 # --- in a browser -------------------------------------------------------------------------------------------------------
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MEASURE = """<script>addEventListener("load", () => {
   const root = document.documentElement, wide = [...document.querySelectorAll("body *")].filter(
     e => !e.closest("svg") && !e.closest(".scroll > *") && e.getBoundingClientRect().right > root.clientWidth + 1).length;
@@ -323,30 +322,6 @@ MEASURE = """<script>addEventListener("load", () => {
   const beside = pairs.filter(([a, b]) => a.right <= b.left && Math.abs(a.top - b.top) < 2).length;
   const found = {width: root.scrollWidth, client: root.clientWidth, wide, flat, hidden, stuck, pairs: pairs.length, beside};
   parent.postMessage([window.name, document.title, found], "*"); })</script>"""
-BAIT = """<script>parent.postMessage([window.name, "obeyed", null], "*")</script>"""
-# Pages in frames of the width that is wanted, since a window is never narrower than 500 pixels; each tells what it measured.
-FRAMES = """<!doctype html><i id=found></i>{frames}<script>const found = [];
-  addEventListener("message", event => {{ found.push(event.data);
-    document.getElementById("found").textContent = JSON.stringify(found); }})</script>"""
-
-
-def _chromium(*arguments: str, home: Path) -> str:
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={home / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", *arguments]
-    return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.decode()
-
-
-def _measured(pages: dict[str, tuple[str, int]], home: Path) -> dict[str, tuple[str, dict[str, int] | None]]:
-    """What a browser says of each page (its text, and the width of its frame): title and measures, if a script of it ran at all."""
-    frames = ""
-    for name, (text, width) in pages.items():
-        (home / f"{name}.html").write_text(text, encoding="utf-8")
-        frames += f'<iframe name={name} src="{name}.html" style="width: {width}px; height: 900px; border: 0"></iframe>'
-    (home / "frames.html").write_text(FRAMES.format(frames=frames), encoding="utf-8")
-    shown = _chromium("--virtual-time-budget=5000", "--dump-dom", (home / "frames.html").as_uri(), home=home)
-    match = re.search(r'<i id="found">(.*?)</i>', shown, re.S)
-    assert match is not None, shown[-500:]
-    return {name: (title, found) for name, title, found in json.loads(html.unescape(match[1]))}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: report.html of a curation in a browser; install chromium")
@@ -360,7 +335,7 @@ def test_a_browser_shows_it_whole_and_obeys_nothing(quickstart: Path, evil: Path
         # a planted script does not run under the page's own policy; the control: without it, it does
         pages[f"{kind}shut"] = (text.replace("</html>", f"{BAIT}</html>"), 400)
     pages["control"] = (f"<!doctype html><title>x</title>{BAIT}", 400)
-    seen = _measured(pages, tmp_path)
+    seen = measured(pages, tmp_path)
     assert set(seen) == {"plain1280", "plain400", "evil1280", "evil400", "control"}
     assert seen.pop("control") == ("obeyed", None)
     for name, (title, found) in seen.items():
@@ -378,7 +353,7 @@ def test_a_screenshot_is_drawn(quickstart: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     shot = tmp_path / "shot.png"
-    _chromium("--window-size=1280,2400", f"--screenshot={shot}", (quickstart / "report.html").as_uri(), home=tmp_path)
+    chromium("--window-size=1280,2400", f"--screenshot={shot}", (quickstart / "report.html").as_uri(), home=tmp_path)
     with Image.open(shot) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     assert pixels.shape == (2400, 1280, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from selfinstruct.records import Completion, Request, Usage
 from selfinstruct.teacher.ledger import Entry, Ledger
 from sft.data.questions import read_questions
 from sft.errors import DataError, InputError, RecipeError, ResumeError, TeacherError
+from tests.browser import BAIT, CHROMIUM, measured
 
 QUESTIONS = [
     {"question_id": 1, "text": "How are you?", "category": "generic"},
@@ -193,6 +195,40 @@ def test_the_page_shows_every_judgment_and_runs_nothing(tmp_path: Path) -> None:
     assert "bad against good: 16.7%" in page
     for text in ("How are you?", "Times two?", "good on 2.2", "bad on 3.1", "generic", "math"):
         assert text in page
+
+
+MEASURE = """<script>addEventListener("load", () => {
+  const root = document.documentElement, shown = () => [...document.querySelectorAll(".game")].filter(e => e.offsetHeight > 0).length;
+  const found = {width: root.scrollWidth, client: root.clientWidth, all: shown()};
+  for (const name of ["win", "loss", "tie", "torn", "unread"]) { document.getElementById("only-" + name).click(); found[name] = shown(); }
+  found.span = Math.round(document.querySelector(".span i").getBoundingClientRect().width);
+  parent.postMessage([window.name, document.title, found], "*"); })</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the page of a judgment in a browser; install chromium")
+def test_a_browser_filters_it_and_obeys_nothing(tmp_path: Path) -> None:
+    recipe = a_recipe(tmp_path, retries=0)
+    evil = tmp_path / "bad.jsonl"
+    evil.write_text(
+        evil.read_text(encoding="utf-8").replace("bad on 1.1", BAIT.replace('"', "'") + "W" * 3000), encoding="utf-8"
+    )
+    says = {1: None, 2: "[[A]]", 3: "nothing"}
+    record(recipe, lambda ask, attempt: says[int(ask.question.id)] or fair(ask, 0))
+    run(recipe)
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    ours = policy.sub("", text).replace("<details>", "<details open>").replace("</html>", f"{MEASURE}</html>")
+    pages = {"wide": (ours, 1280), "narrow": (ours, 400), "shut": (text.replace("</html>", f"{BAIT}</html>"), 400)}
+    pages["control"] = (f"<!doctype html><title>x</title>{BAIT}", 400)
+    seen = measured(pages, tmp_path)
+    assert set(seen) == {"wide", "narrow", "control"}  # of the shut page no script ran, of the control one did
+    for name, width in (("wide", 1280), ("narrow", 400)):
+        title, found = seen[name]
+        assert title == "Judgment: good, bad, ugly"
+        assert found is not None
+        assert found["width"] <= found["client"] == width
+        assert [found[key] for key in ("all", "win", "loss", "tie", "torn", "unread")] == [12, 2, 1, 0, 6, 3]
+        assert found["span"] > 20
 
 
 def test_ratings(tmp_path: Path) -> None:
