@@ -51,8 +51,9 @@ def test_both_shapes_are_read(tmp_path: Path) -> None:
     ]
 
 
-def test_our_own_questions_have_the_categories_of_vicunas() -> None:
-    found = read_questions(Path(__file__).parents[2] / "data" / "questions.jsonl")
+@pytest.mark.parametrize("name", ["questions.jsonl", "questions_zh.jsonl"])
+def test_our_own_questions_have_the_categories_of_vicunas(name: str) -> None:
+    found = read_questions(Path(__file__).parents[2] / "data" / name)
     names = ("generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "writing")
     assert Counter(question.category for question in found) == {**dict.fromkeys(names, 10), "coding": 7, "math": 3}
     assert len({question.turns for question in found}) == 80

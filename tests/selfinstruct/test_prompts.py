@@ -31,7 +31,7 @@ VALUES = {
 def test_what_ships() -> None:
     names = {"alpaca_en", "alpaca_zh", "alpaca_json_en", "alpaca_json_zh", "critic_en", "critic_zh", "evolve_en", "evolve_zh"}
     names |= {"evolve_gain_en", "evolve_gain_zh", "classic_instructions_en", "classic_classification_en"}
-    names |= {"judge_pair_en", "judge_single_en"}
+    names |= {f"judge_{kind}_{language}" for kind in ("pair", "single") for language in ("en", "zh")}
     assert set(prompt_names()) == names | {"classic_input_first_en", "classic_output_first_en"}
 
 
