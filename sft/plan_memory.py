@@ -321,7 +321,10 @@ def memory_estimate(recipe: Recipe, shape: ModelShape, load: Load, *, compiled: 
         gradients = Part("gradients", 0.0, "in main memory (cpu_offload)")
     early = gradients if load.accumulation > 1 else Part("gradients", 0.0, "made while activations are freed (A = 1)")
     moments: dict[str, list[Part]] = {
-        "at the loss": [early, *_activations(recipe, shape, load, "loss", compiled), _logits(recipe, shape, load)],
+        "at the loss": [
+            *(early, *_activations(recipe, shape, load, "loss", compiled), _logits(recipe, shape, load)),
+            *_cast_head(recipe, shape),
+        ],
         "in the backward pass, at its first layer": [early, *_activations(recipe, shape, load, "first", compiled)],
         "in the backward pass, at its last layer": [gradients, *_activations(recipe, shape, load, "last", compiled)],
     }
@@ -373,6 +376,14 @@ def _logits(recipe: Recipe, shape: ModelShape, load: Load) -> Part:
         size += load.trained * shape.hidden * 4
         equation += f" + {load.trained:,} x {shape.hidden:,} x 4 bytes"
     return _part("logits", size, equation)
+
+
+def _cast_head(recipe: Recipe, shape: ModelShape) -> list[Part]:
+    """What a float32 head beside adapters (``tokenizer.extend``) is multiplied as, and the gradient of that."""
+    extend, (_, c, _) = recipe.tokenizer.extend, _types(recipe)
+    if recipe.lora is None or extend is None or extend.train != "all" or c == BYTES["float32"]:
+        return []
+    return [_part("head as multiplied", 2 * shape.head_matrix * c, f"2 x {short(shape.head_matrix)} x {c} bytes")]
 
 
 def _part(name: str, size: float, equation: str) -> Part:

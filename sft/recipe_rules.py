@@ -77,6 +77,8 @@ def _extension_disagreements(recipe: Recipe) -> list[tuple[str, str]]:
         return found
     if recipe.model.scratch is not None:
         found.append(("tokenizer.extend", "a scratch model's vocabulary is made of the data already; remove it"))
+    if lora is None and extend.train == "rows":
+        found.append(("tokenizer.extend.train", "full tuning tunes every row; remove it, or add a 'lora:' section"))
     if lora is not None and not lora.train_new_tokens:
         found.append(("lora.train_new_tokens", "tokenizer.extend adds tokens that would stay untrained; set true"))
     if extend.train == "all" and lora is not None and train.sharding != "none":

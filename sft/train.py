@@ -32,7 +32,7 @@ from sft.engine.ranks import Ranks
 from sft.engine.records import Record
 from sft.engine.sharding import forget_deepspeed, refuse_alone, refuse_tied_adapters
 from sft.engine.trainer import PlannedTrainer, training_arguments
-from sft.errors import InputError
+from sft.errors import InputError, ModelError
 from sft.model import adapters, capability, merge, servable
 from sft.model.attention import check_isolation, isolation_tolerance
 from sft.model.load import Loaded, compute_dtype, device_for_run, freeze_head, load_model
@@ -181,7 +181,12 @@ def _prepare_once(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, encoder: R
 def _with_adapters(recipe: Recipe, loaded: Loaded) -> torch.nn.Module:
     """What is trained: the model itself, or the recipe's adapters on it."""
     if recipe.lora is None:
-        loaded.repairs.extend(freeze_head(loaded.model, recipe.train.freeze_head))
+        frozen = freeze_head(loaded.model, recipe.train.freeze_head)
+        if frozen and recipe.tokenizer.extend is not None:
+            raise ModelError(
+                "train.freeze_head: the output rows of what tokenizer.extend adds would stay as they are; set false"
+            )
+        loaded.repairs.extend(frozen)
         return loaded.model
     extend = recipe.tokenizer.extend
     whole = extend is not None and extend.train == "all"

@@ -89,6 +89,12 @@ def test_an_extended_vocabulary_is_trained_too() -> None:
 
     assert with_(size=10) == with_(file="tokens.txt") == shape.embeddings + shape.head
     assert with_(size=10, train="rows") == 2 * 10 * H
+    half = recipe(lora={}, model__dtype="bfloat16").model_copy(
+        update={"tokenizer": TokenizerSection(extend=ExtendSection(size=10))}
+    )
+    memory = memory_estimate(half, shape, Load(4096, 4096, 64, 1))
+    assert memory.moment == "at the loss"
+    assert {part.name: part.gib * 2**30 for part in memory.parts}["head as multiplied"] == 2 * 2 * shape.head_matrix
 
 
 # -- activations: the formula against autograd

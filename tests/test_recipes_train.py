@@ -57,6 +57,10 @@ def moss_row(i: int) -> dict[str, Any]:
     return {"conversation_id": str(i), "meta_instruction": "You are MOSS.\n", "chat": turns}
 
 
+def chinese_row(i: int) -> dict[str, Any]:
+    return {"instruction": f"从{i}数起。", "input": "" if i % 2 else "慢慢地数", "output": "一二三四五六七" * (1 + i % 3)}
+
+
 ROWS = {
     "alpaca": alpaca_row,
     "sharegpt": chat_row,
@@ -75,7 +79,7 @@ def local_copy(path: Path, tmp_path: Path) -> list[str]:
     edits += ["train.sharding=none", "train.cpu_offload=false"]  # sharding on CPU is refused, see laws/test_ranks.py
     for i, source in enumerate(recipe.data.sources):
         file = tmp_path / f"rows{i}.jsonl"
-        make = ROWS[source.format]
+        make = chinese_row if recipe.tokenizer.extend else ROWS[source.format]
         file.write_text("".join(json.dumps(make(k), ensure_ascii=False) + "\n" for k in range(24)), encoding="utf-8")
         edits.append(f"data.sources[{i}].path={file}")
     if recipe.data.holdout:
@@ -116,6 +120,9 @@ def test_two_steps(path: Path, tmp_path: Path) -> None:
             assert config["max_position_embeddings"] == 4096 * recipe.model.rope_scaling.factor
     if recipe.template.name in LEGACY:
         answers(tmp_path / "run" / "merged")
+    if recipe.tokenizer.extend is not None:
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "merged")
+        assert len(tokenizer("一二三四五六七一二三四五六七", add_special_tokens=False)["input_ids"]) < 8
 
 
 def answers(folder: Path) -> None:

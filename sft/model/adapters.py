@@ -65,8 +65,8 @@ def attach(
     kept = model.get_input_embeddings().weight.dtype
     adapted = get_peft_model(model, config)
     keep_float32(adapted)
-    if whole_embedding:  # the copy is float32, what flows between the layers stays as it was
-        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(kept))
+    if whole_embedding:
+        _keep_stream(model, kept)
     if section.dropout == 0 and not section.dora:
         fast_lora.speed_up(adapted)
     # The grown embedding is made again from the base (the exact mean), the trained rows are in the adapter: saving the whole
@@ -87,6 +87,17 @@ def _for_new_rows(model: PreTrainedModel, new_rows: tuple[int, ...], tied: bool,
             "tokenizer.extend.train: this model's output matrix is its embedding, which copies of both would part; set rows"
         )
     return {"modules_to_save": names}
+
+
+def _keep_stream(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let what flows between the layers stay as narrow as it was where embedding and head are float32 copies, autocast or not."""
+
+    def widen(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return inputs if torch.is_autocast_enabled(inputs[0].device.type) else (inputs[0].float(), *inputs[1:])
+
+    if dtype != torch.float32:
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
+        model.get_output_embeddings().register_forward_pre_hook(widen)
 
 
 def keep_float32(model: nn.Module) -> None:

@@ -252,6 +252,22 @@ def test_the_head_that_is_trained_answers(tmp_path: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         hidden = loaded.model.get_input_embeddings()(torch.tensor([[5, 6]]))
     assert hidden.dtype == torch.bfloat16  # what flows between the layers is as wide as it was
+    plain = model(input_ids=torch.tensor([[5, 6]])).logits  # as samples are written, without autocast
+    assert plain.dtype == torch.float32
+
+
+def test_a_frozen_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"train\.freeze_head: the output rows of what tokenizer\.extend adds would stay as they are"
+    ):
+        run(extension_recipe(tmp_path, lora=False, train__freeze_head=True))
+
+
+def test_samples_are_written_before_and_after(tmp_path: Path) -> None:
+    recipe = extension_recipe(
+        tmp_path, model__dtype="bfloat16", output__sample_prompts=["请写一首诗。"], output__sample_tokens=4
+    )
+    assert len(run(recipe)["samples"]) == 1
 
 
 def test_resumed_is_straight(tmp_path: Path) -> None:
@@ -418,6 +434,7 @@ def test_a_tied_head_takes_rows_only(tmp_path: Path) -> None:
             {"lora": {"rank": 2, "alpha": 4, "train_new_tokens": False}},
             "tokenizer.extend adds tokens that would stay untrained",
         ),
+        ({"lora": None, "tokenizer": {"extend": {"size": 5, "train": "rows"}}}, "full tuning tunes every row; remove it"),
         ({"train": {"sharding": "fsdp"}}, "a whole embedding beside adapters was not shown to be right under fsdp"),
         (
             {"model": {"name_or_path": None, "scratch": {"config": {"model_type": "llama"}}}},
@@ -428,6 +445,6 @@ def test_a_tied_head_takes_rows_only(tmp_path: Path) -> None:
 def test_sections_that_contradict(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     value = extension_recipe(tmp_path).model_dump()
     for section, change in changes.items():
-        value[section] = {**(value[section] or {}), **change} if section != "tokenizer" else change
+        value[section] = change if section == "tokenizer" or change is None else {**(value[section] or {}), **change}
     with pytest.raises(RecipeError, match=said):
         build(Recipe, Document(json.loads(json.dumps(value)), {}, "test.yaml"))
