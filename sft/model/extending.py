@@ -6,14 +6,14 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import files
 from sft.errors import TokenizerError
 from sft.model.extend import Base, Extension, learn, listed, origins, tokens_per_character
-from sft.recipe import ExtendSection, Recipe
+from sft.recipe import ExtendSection, Recipe, Source
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +25,8 @@ _CODE_VERSION = 1
 """Of what is learnt from given texts; part of the name that it is kept under."""
 _SAMPLE = 1_000
 """Texts that tokens per character are told of."""
+MOST_CHARACTERS = 20_000_000
+"""Of texts that are learnt from, in equal parts of each source, from its start: words are held in memory."""
 
 
 def extended(recipe: Recipe, backend: Tokenizer) -> tuple[Tokenizer, list[str]]:
@@ -68,6 +70,7 @@ def _of_texts(recipe: Recipe, section: ExtendSection, base: Base) -> tuple[Exten
     where = section.sources or recipe.data.sources
     given = {
         "code": _CODE_VERSION,
+        "characters": MOST_CHARACTERS,
         "tokenizer": base.spec,
         "section": section.model_dump(mode="json", include={"size", "min_count"}),
         "sources": [source.model_dump(mode="json") for source in where],
@@ -121,14 +124,23 @@ def _learnt(section: ExtendSection, base: Base, texts: Iterator[str]) -> dict[st
     }
 
 
-def _texts(where: Iterable[Any]) -> Iterator[str]:
-    from sft.data.conversation import Drops
-    from sft.data.dataset import iterate_sources
+def _texts(where: Sequence[Source]) -> Iterator[str]:
+    from tqdm import tqdm
 
-    for _, conversation in iterate_sources(tuple(where), Drops(), progress=True):
-        for turn in conversation.turns:
-            if turn.content:
-                yield turn.content
+    from sft.data.conversation import Drops
+    from sft.data.sources import read_source
+
+    with tqdm(desc="learning the vocabulary", unit=" rows", leave=False) as bar:
+        for source in where:
+            left = MOST_CHARACTERS // len(where)
+            for conversation in read_source(source, Drops()):
+                bar.update()
+                for turn in conversation.turns:
+                    if turn.content:
+                        yield turn.content
+                left -= sum(len(turn.content) for turn in conversation.turns)
+                if left <= 0:
+                    break
 
 
 def _of_file(section: ExtendSection, base: Base) -> tuple[Extension, str]:

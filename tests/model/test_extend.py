@@ -19,7 +19,7 @@ from sft.engine.loss import plain_head
 from sft.errors import ModelError, RecipeError, TokenizerError
 from sft.model import adapters
 from sft.model.extend import Base, Extension, learn, listed, origins
-from sft.model.extending import extended, row_origins
+from sft.model.extending import _texts, extended, row_origins
 from sft.model.load import fit_embedding, load_model
 from sft.model.tokenizer import as_plain, saved_tokenizer, tokenizer_for
 from sft.recipe import Recipe
@@ -321,6 +321,25 @@ def test_what_was_learnt_is_kept_and_mended(tmp_path: Path, monkeypatch: pytest.
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8").replace("语言", "音乐"), encoding="utf-8")
     assert tokenizer_for(recipe)[0].get_vocab() != first.get_vocab()
+
+
+def test_every_source_is_learnt_from_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first source of any size leaves room for the second."""
+    recipe = extension_recipe(tmp_path)
+    rows = (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "second.jsonl").write_text(rows.replace("数学", "音乐"), encoding="utf-8")
+    first, second = (
+        recipe.data.sources[0],
+        recipe.data.sources[0].model_copy(update={"path": str(tmp_path / "second.jsonl"), "name": "s"}),
+    )
+    seen = [list(_texts(sources)) for sources in ((first,), (first, second))]
+    assert seen[1] == seen[0] + [text.replace("数学", "音乐") for text in seen[0]]
+    monkeypatch.setattr("sft.model.extending.MOST_CHARACTERS", 200)
+    some = list(_texts((first, second)))
+    halves = [some[: len(some) // 2], some[len(some) // 2 :]]
+    assert halves[0] == seen[0][: len(halves[0])]
+    assert halves[1] == [text.replace("数学", "音乐") for text in halves[0]]
+    assert 100 <= sum(map(len, halves[0])) < 180
 
 
 # -- a list of tokens, and refusals ---------------------------------------------------------------------------------
