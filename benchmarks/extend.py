@@ -1,8 +1,9 @@
 """Extend a LLaMA-like vocabulary by what Chinese rows need: seconds to learn, tokens per character of rows that were not learnt from, speed.
 
-``python benchmarks/extend.py --english ROWS --chinese ROWS [--base MODEL] [--sizes 2000 8000]``. Without ``--base`` (a folder with a tokenizer)
-the base is a BPE of LLaMA's kind of at most 32,000 pieces, trained on the English rows and the thousand most frequent characters of the
-Chinese ones, with bytes for everything else. Every tenth row is held out. The law (new ids stand for the old ones) is held over those.
+``python benchmarks/extend.py --english ROWS --chinese ROWS [--base FILE] [--sizes 2000 8000]``. Without ``--base`` (a tokenizer.json or a
+sentencepiece tokenizer.model) the base is a BPE of LLaMA's kind of at most 32,000 pieces, trained on the English rows and the thousand
+most frequent characters of the Chinese ones, with bytes for everything else. Every tenth row is held out. The law (new ids stand for
+the old ones) is held over those and the English ones.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sft.model.extend import Base, learn, origins, tokens_per_character
+from sft.model.sentencepiece_bpe import read_model
 
 
 def texts_of(path: Path) -> list[str]:
@@ -56,9 +58,13 @@ def main() -> None:
     english, chinese = texts_of(options.english), texts_of(options.chinese)
     held, given = chinese[::10], [text for i, text in enumerate(chinese) if i % 10]
     frequent = [c for c, _ in Counter("".join(given)).most_common(1_000)]
-    made = Tokenizer.from_file(str(options.base / "tokenizer.json")) if options.base else llama_like(english, frequent)
-    base = Base(made)
+    if options.base is None:
+        base = Base(llama_like(english, frequent))
+    else:
+        of_json = options.base.suffix == ".json"
+        base = Base(Tokenizer.from_file(str(options.base)) if of_json else read_model(options.base).backend())
     old, speed = encode(base.backend, held)
+    old += encode(base.backend, english)[0]
     print(
         f"learnt from {sum(map(len, given)):,} characters, held out {sum(map(len, held)):,}; base of {base.first_new:,} entries"
     )
@@ -75,6 +81,7 @@ def main() -> None:
         new = base.with_(found)
         parts = origins(new, base.first_new)
         ids, speed = encode(new, held)
+        ids += encode(new, english)[0]
         differ = sum([p for i in row for p in parts.get(i, (i,))] != was for row, was in zip(ids, old, strict=True))
         after = tokens_per_character(new, held), tokens_per_character(new, english)
         print(
@@ -83,7 +90,8 @@ def main() -> None:
             flush=True,
         )
         if differ:
-            raise SystemExit(f"{differ} texts are not spelt as before")
+            raise SystemExit(f"{differ} of {len(old)} texts are not spelt as before")
+    print(f"all of {len(old):,} texts are spelt as before")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tokens per second of ``sft train`` on the native forms of the old families, beside a LLaMA of equal size. Random weights; one GPU.
 
 ``python benchmarks/family_speed.py --data ROWS [--models llama vicugna_alibi glm phi] [--recipe ...] [--steps 12] [--set ...]``. Layers are
-those of a 7B model (width 4,096; Glm and Phi with the heads, and the inner width, of ChatGLM2 and MOSS), half as many: 3.3 to 3.6 G
+those of a 7B model (width 4,096; Glm and Phi with the heads, and the inner width, of ChatGLM2 and MOSS), half as many: 3.5 G
 parameters. Everything else is as in ``engine.py``: variant ``full_stochastic_compiled``, a process of its own for each.
 """
 

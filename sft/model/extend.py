@@ -38,7 +38,6 @@ _WORDS = regex.compile(r"\p{Han}+|▁?(?:(?!\p{Han})[\p{L}\p{M}])+")
 _LETTERS = regex.compile(r"\s?[\p{L}\p{M}]+")
 _PRIVATE = 0x10000
 """Every old id is one character from here on where pairs are counted: tokenizers' trainer knows characters."""
-_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
     {"question_id": 81, "answer_id": "3f...", "model_id": "my-7b", "choices": [{"index": 0, "turns": ["...", "..."],
      "finish": ["stop", "length"]}], "category": "writing", "sampling": {...}, "tstamp": 1764250000.0}
 
-``answer_id`` is a fingerprint of model name, question, template and sampling, so a file that was begun under other settings is known.
+``answer_id`` is a fingerprint of model name, weights, question, template and sampling, so a file that was begun under other settings is known.
 Lines are written batch by batch and synced; a line that a stop cut off is answered again. When all are there, the file is put in the order
 of the questions.
 """
@@ -74,6 +74,7 @@ class Settings:
     Attributes:
         model_id: the name in the file.
         template: fingerprint of the chat template, or what a server is called.
+        weights: fingerprint of the weights: a model that was trained again under its old name has answered nothing yet.
         max_tokens: longest answer of a turn.
         temperature: for all questions; None takes that of the category.
     """
@@ -82,11 +83,12 @@ class Settings:
     template: str
     max_tokens: int = 1024
     temperature: float | None = None
+    weights: str = ""
 
     def of(self, question: Question) -> dict[str, Any]:
         """The sampling of a question, as it is recorded."""
         warm = self.temperature if self.temperature is not None else TEMPERATURES.get(question.category, OTHERWISE)
-        return {"temperature": warm, "max_tokens": self.max_tokens, "template": self.template}
+        return {"temperature": warm, "max_tokens": self.max_tokens, "template": self.template, "weights": self.weights}
 
     def answer_id(self, question: Question) -> str:
         """Fingerprint of an answer before it is given."""

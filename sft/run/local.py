@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from sft.data.cache import digest
 from sft.data.questions import Question, read_questions
 from sft.errors import InputError
 from sft.run.answer import Asked, Said, Settings, answer_file
-from sft.run.chat import load_to_talk
+from sft.run.chat import find_model, load_to_talk
 from sft.run.generate import answer_batch
 
 
@@ -23,12 +25,21 @@ class LocalAnswerer:
     """
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.model, self.tokenizer, self.encoder, self.about = load_to_talk(name)
 
     @property
     def template(self) -> str:
         """Fingerprint of the chat template."""
         return self.encoder.template.fingerprint
+
+    def weights(self) -> str:
+        """Fingerprint of the files of the weights (of the adapter, where there is one), or the commit of a Hub name."""
+        where, adapter = find_model(self.name)
+        files = sorted((adapter or Path(where)).glob("*.safetensors"))
+        if not files:
+            return str(getattr(self.model.config, "_commit_hash", None))
+        return hashlib.sha256("".join(f"{file.name} {digest(file)}\n" for file in files).encode()).hexdigest()
 
     def answer(self, asked: Sequence[Asked]) -> list[Said]:
         """Answer some turns, in order."""
@@ -49,9 +60,9 @@ def run_answer(
     asked = read_questions(questions)
     answerer = LocalAnswerer(model)
     _refuse_turns(asked, questions, multi_turn=bool(answerer.about.get("multi_turn", True)))
-    model_id = name or Path(model).resolve().name if Path(model).exists() else name or model.rsplit("/", 1)[-1]
+    model_id = name or (Path(model).resolve() if Path(model).exists() else Path(model)).name
     out = out or Path("answers") / f"{model_id}.jsonl"
-    settings = Settings(model_id, answerer.template, max_tokens, temperature)
+    settings = Settings(model_id, answerer.template, max_tokens, temperature, answerer.weights())
     return out, len(asked), answer_file(answerer, asked, settings, out)
 
 

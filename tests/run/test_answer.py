@@ -205,7 +205,14 @@ def test_a_stopped_run_goes_on(tmp_path: Path, cut: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [Settings("n", "t"), Settings("m", "other"), Settings("m", "t", 5), Settings("m", "t", temperature=0.0)]
+    "other",
+    [
+        Settings("n", "t"),
+        Settings("m", "other"),
+        Settings("m", "t", 5),
+        Settings("m", "t", temperature=0.0),
+        Settings("m", "t", weights="other"),
+    ],
 )
 def test_a_file_of_other_settings_is_refused_and_kept(tmp_path: Path, other: Settings) -> None:
     asked, out = read_questions(question_file(tmp_path)), tmp_path / "out.jsonl"
@@ -235,6 +242,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.exit_code == 0
     assert records(tmp_path / "again.jsonl") == first
     assert "4 questions, 0 answered now" in CliRunner().invoke(app, command).output
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)  # trained again, under the same name
+    write_servable(model, tokenizer, encoder, tmp_path / "small", {})
+    refused = CliRunner().invoke(app, command)
+    assert "was answered by 'small' under other settings" in str(refused.exception) + refused.output
+    assert records(tmp_path / "answers" / "small.jsonl") == first
 
 
 def test_a_template_of_one_exchange_refuses_questions_of_two_turns(tmp_path: Path) -> None:
