@@ -118,7 +118,7 @@ def learnt_as(recipe: Recipe, encoder: RowEncoder, tokenizer: PreTrainedTokenize
     """
     if recipe.template.end_label == "token":
         return {}
-    if not encoder.end_ids:
+    if not encoder.end_ids or encoder.inner_ids:  # MOSS's <eoc> ends commands, and is no turn's first token
         raise TemplateError(
             f"template.end_label: the answers of {encoder.template.name} end with a token of their own, which is learnt; remove end_label"
         )

@@ -122,6 +122,14 @@ def test_templates_with_an_end_of_their_own_are_refused(tmp_path: Path) -> None:
         prepared(a_recipe(tmp_path, template__name="alpaca_short", template__end_label="eos"))
 
 
+def test_the_end_of_mosss_commands_is_no_turns_first_token(tmp_path: Path) -> None:
+    made, template = tokenizer(), load_template("moss_plugin")
+    made.add_special_tokens({"additional_special_tokens": list(template.tokens)}, replace_extra_special_tokens=False)
+    recipe = a_recipe(tmp_path, template__name="moss_plugin", template__end_label="eos")
+    with pytest.raises(TemplateError, match="the answers of moss_plugin end with a token of their own"):
+        prepare(recipe, made, RowEncoder(made, template))
+
+
 def test_learning_all_is_refused(tmp_path: Path) -> None:
     value = a_recipe(tmp_path, template__end_label="eos").model_dump(mode="json")
     value["template"]["train_on"] = "all"
