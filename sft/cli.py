@@ -18,6 +18,7 @@ import typer
 
 from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
+from sft.run.checks.cli import evaluate
 
 if TYPE_CHECKING:
     from sft.recipe import Recipe
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data, name="data")
+app.command("eval")(evaluate)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or a run directory (its recipe.yaml).")]
 Set = Annotated[
@@ -337,32 +339,6 @@ def answer(
 
     file, asked, now = run_answer(model, questions, out=out, name=name, max_tokens=max_tokens, temperature=temperature)
     typer.echo(f"{file}: {asked} questions, {now} answered now")
-
-
-@app.command("eval")
-def eval_(
-    recipe: RecipePath,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Model, adapter or run directory; default: the recipe's finished run.")
-    ] = None,
-    set_: Set = None,
-) -> None:
-    """Held-out loss per learnt token, over all held-out rows and per source."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from sft.recipe import load_recipe
-
-    loaded, _ = load_recipe(recipe, set_ or ())
-    from sft.run.evaluate import evaluate_model
-
-    found = evaluate_model(loaded, model)
-    table = Table("source", "loss per learnt token", "learnt tokens")
-    for label, (loss, tokens) in found.by_source.items():
-        table.add_row(Text(label), f"{loss:.4f}", f"{tokens:,}")
-    table.add_row("all", f"{found.loss:.4f}", f"{found.tokens:,}", style="bold")
-    Console().print(table)
 
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C, and any shell of the signal

@@ -14,7 +14,8 @@
     └── RunError                 1   a run that was sound at the start went wrong
         ├── IsolationError       1   documents of one flat row can see each other
         ├── NonFiniteError       1   a loss or gradient is NaN or infinite
-        └── VerificationError    1   what was written differs from what was trained
+        ├── VerificationError    1   what was written differs from what was trained
+        └── ConditionError       1   a figure of an evaluation misses what --require asks of it
 
 Anything else that escapes is a bug, and also exits with 1, with its traceback.
 """
@@ -102,4 +103,8 @@ class NonFiniteError(RunError):
 
 
 class VerificationError(RunError):
+    pass
+
+
+class ConditionError(RunError):
     pass

@@ -89,6 +89,7 @@ DOORS = {
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),
     "ray": ("sft/curate/ray_workers.py",),
+    "lm_eval": ("sft/run/checks/harness.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
 

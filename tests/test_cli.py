@@ -35,7 +35,19 @@ VERBS = {
     "families": (),
     "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
     "answer": ("--out", "--name", "--temperature", "--max-tokens"),
-    "eval": ("--set", "--model"),
+    "eval": (
+        *("--set", "--model", "--generate", "--questions", "--temperature", "--max-tokens", "--on", "--base", "--max-length"),
+        *(
+            "--lm-eval",
+            "--lm-eval-path",
+            "--lm-eval-shots",
+            "--lm-eval-limit",
+            "--lm-eval-chat",
+            "--require",
+            "--json",
+            "--out",
+        ),
+    ),
 }
 
 

@@ -48,6 +48,27 @@ def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, R
     Raises:
         InputError: nothing there, or no chat template.
     """
+    model, tokenizer, about = open_model(name)
+    return model, tokenizer, talking_encoder(name, tokenizer), about
+
+
+def talking_encoder(name: str, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
+    """What writes prompts by the chat template that a tokenizer carries.
+
+    Raises:
+        TemplateError: it carries none.
+    """
+    if not isinstance(tokenizer.chat_template, str):
+        raise TemplateError(f"{name}: its tokenizer has no chat template; export a run of ours, or add one")
+    return RowEncoder(tokenizer, load_template("tokenizer", tokenizer_source=tokenizer.chat_template), "all")
+
+
+def open_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model, tokenizer and serving record (empty if nothing is recorded), with or without a chat template.
+
+    Raises:
+        InputError: nothing there.
+    """
     from transformers import AutoTokenizer
 
     from sft.model.native import AutoModelForCausalLM
@@ -65,12 +86,9 @@ def load_to_talk(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, R
             model = _adapter_on_base(Path(where), adapter, tokenizer, device)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    if not isinstance(tokenizer.chat_template, str):
-        raise TemplateError(f"{name}: its tokenizer has no chat template; export a run of ours, or add one")
-    encoder = RowEncoder(tokenizer, load_template("tokenizer", tokenizer_source=tokenizer.chat_template), "all")
     record = Path(source) / "vicugna.json"
     about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return model, tokenizer, encoder, about
+    return model, tokenizer, about
 
 
 def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft.data.cache import digest
 from sft.data.questions import Question, read_questions
@@ -12,6 +13,9 @@ from sft.errors import InputError
 from sft.run.answer import Asked, Said, Settings, answer_file
 from sft.run.chat import find_model, load_to_talk
 from sft.run.generate import answer_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LocalAnswerer:
@@ -35,15 +39,20 @@ class LocalAnswerer:
 
     def weights(self) -> str:
         """Fingerprint of the files of the weights (of the adapter, where there is one), or the commit of a Hub name."""
-        where, adapter = find_model(self.name)
-        files = sorted((adapter or Path(where)).glob("*.safetensors"))
-        if not files:
-            return str(getattr(self.model.config, "_commit_hash", None))
-        return hashlib.sha256("".join(f"{file.name} {digest(file)}\n" for file in files).encode()).hexdigest()
+        return fingerprint_of(self.name, self.model)
 
     def answer(self, asked: Sequence[Asked]) -> list[Said]:
         """Answer some turns, in order."""
         return answer_batch(self.model, self.tokenizer, self.encoder, asked)
+
+
+def fingerprint_of(name: str, model: PreTrainedModel) -> str:
+    """Fingerprint of the files of the weights (of the adapter, where there is one), or the commit of a Hub name."""
+    where, adapter = find_model(name)
+    files = sorted((adapter or Path(where)).glob("*.safetensors"))
+    if not files:
+        return str(getattr(model.config, "_commit_hash", None))
+    return hashlib.sha256("".join(f"{file.name} {digest(file)}\n" for file in files).encode()).hexdigest()
 
 
 def run_answer(
@@ -59,14 +68,19 @@ def run_answer(
     """
     asked = read_questions(questions)
     answerer = LocalAnswerer(model)
-    _refuse_turns(asked, questions, multi_turn=bool(answerer.about.get("multi_turn", True)))
+    refuse_turns(asked, questions, multi_turn=bool(answerer.about.get("multi_turn", True)))
     model_id = name or (Path(model).resolve() if Path(model).exists() else Path(model)).name
     out = out or Path("answers") / f"{model_id}.jsonl"
     settings = Settings(model_id, answerer.template, max_tokens, temperature, answerer.weights())
     return out, len(asked), answer_file(answerer, asked, settings, out)
 
 
-def _refuse_turns(questions: Sequence[Question], path: Path, *, multi_turn: bool) -> None:
+def refuse_turns(questions: Sequence[Question], path: Path, *, multi_turn: bool) -> None:
+    """Refuse questions of several turns where the template holds one exchange.
+
+    Raises:
+        InputError: the first of them is named.
+    """
     several = [question for question in questions if len(question.turns) > 1]
     if several and not multi_turn:
         raise InputError(

@@ -110,11 +110,11 @@ class RefusalRule(RuleBase):
     def _judged(self, chat: Chat, at: int) -> tuple[str, str] | None:
         message = chat.messages[at]
         asked = chat.messages[at - 1].text if at else ""
-        found = self._refusal(asked, message.text) if message.role == ASSISTANT else None
+        found = self.refusal(asked, message.text) if message.role == ASSISTANT else None
         return None if found is None else ("refusal", f"{place(chat, at)} only refuses: {shown(found)}")
 
-    def _refusal(self, asked: str, text: str) -> str | None:
-        """The words of refusal, if a text is nothing else."""
+    def refusal(self, asked: str, text: str) -> str | None:
+        """The words of refusal, if an answer to what was asked is nothing else; None if it is more, or none."""
         bare = text.strip()
         if len(bare) > self.longest or _width(bare) > self.longest or _STRUCTURE.search(bare) or _helps(bare):
             return None
