@@ -15,7 +15,7 @@ from sft.data.template import RenderRefused, load_template
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError, ModelError, TemplateError
 from sft.model.load import device_for_run
-from sft.recipe import load_recipe
+from sft.recipe import Recipe, load_recipe
 from sft.run.finished import adapter_on_base
 from sft.run.generate import Sampling, answer
 from sft.run.screen import printable
@@ -83,7 +83,7 @@ def open_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dic
                 where, dtype="auto", attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
             ).to(device)
         else:
-            model = _adapter_on_base(Path(where), adapter, tokenizer, device)
+            model = adapter_to_talk(load_recipe(Path(where))[0], adapter, tokenizer, device)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}") from None
     record = Path(source) / "vicugna.json"
@@ -91,8 +91,8 @@ def open_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dic
     return model, tokenizer, about
 
 
-def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
-    recipe, _ = load_recipe(run)
+def adapter_to_talk(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+    """An adapter on its base, in the type that products were computed in."""
     section = recipe.model
     if section.quantization == "none":  # a quantised base keeps its types: it is then what was trained, and fits where it did
         section = section.model_copy(update={"dtype": section.compute_dtype or section.dtype})

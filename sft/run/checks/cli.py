@@ -64,7 +64,7 @@ MaxLength = Annotated[
 ]
 LmEval = Annotated[
     str | None,
-    typer.Option("--lm-eval", metavar="TASKS", help="Tasks, by commas. Needs vicugna[lmeval].", rich_help_panel=_LM),
+    typer.Option("--lm-eval", metavar="TASKS", help="Tasks, separated by commas. Needs the extra lmeval.", rich_help_panel=_LM),
 ]
 LmEvalPath = Annotated[
     Path | None, typer.Option("--lm-eval-path", metavar="DIR", help="Folder of task files of yours.", rich_help_panel=_LM)

@@ -34,17 +34,19 @@ class Estimate:
     Attributes:
         value: NaN if there is nothing to measure.
         low, high: 95 % interval; None where there is none.
-        units: independent units that it is over; None where they are not known.
+        units: independent units that it is over: rows, documents, questions; None where they are not known.
+        counted: what the quantity is counted by, over all units: learnt tokens of a loss, answers of a rate.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
     units: int | None = None
+    counted: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         value = None if math.isnan(self.value) else self.value  # JSON has no NaN
-        return {"value": value, "low": self.low, "high": self.high, "units": self.units}
+        return {"value": value, "low": self.low, "high": self.high, "units": self.units, "counted": self.counted}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,20 +84,21 @@ def estimate(sums: Floats, counts: Floats, *, share: bool = False) -> Estimate:
     sums, counts = np.asarray(sums, np.float64)[kept], np.asarray(counts, np.float64)[kept]
     units = len(sums)
     if units == 0:
-        return Estimate(math.nan, units=0)
+        return Estimate(math.nan, units=0, counted=0)
+    total = int(counts.sum())
     value = float(sums.sum() / counts.sum())
     if share and value in (0.0, 1.0):
         least = 0.025 ** (1 / units)
         low, high = (least, 1.0) if value else (0.0, 1 - least)
     elif units < 2:
-        return Estimate(value, units=units)
+        return Estimate(value, units=units, counted=total)
     elif np.ptp(sums / counts) == 0:
         low = high = value
     elif units > _MOST_RESAMPLED:
         low, high = _linearised(sums, counts, value)
     else:
         low, high = _resampled(sums, counts)
-    return Estimate(value, low, high, units)
+    return Estimate(value, low, high, units, total)
 
 
 def _linearised(sums: Floats, counts: Floats, value: float) -> tuple[float, float]:

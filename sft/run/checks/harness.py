@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def refuse_tasks(tasks: Tasks) -> None:
     if tasks.folder is not None and not tasks.folder.is_dir():
         raise InputError(f"--lm-eval-path {tasks.folder}: no such folder; give the one that holds the YAML files of your tasks")
     with _quiet():
-        manager = _manager(tasks)
+        manager = _manager(tasks.folder)
         if missing := [name for name in tasks.names if not manager.match_tasks([name])]:
             where = "" if tasks.folder is None else f", nor in {tasks.folder}"
             raise InputError(
@@ -102,7 +103,7 @@ def run_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks:
             num_fewshot=tasks.shots,
             limit=tasks.limit,
             apply_chat_template=tasks.chat,
-            task_manager=_manager(tasks),
+            task_manager=_manager(tasks.folder),
             bootstrap_iters=1_000,
             log_samples=True,
         )
@@ -110,10 +111,12 @@ def run_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks:
     return _figures(found["results"], found["samples"]), {"results": found["results"], "versions": found["versions"]}
 
 
-def _manager(tasks: Tasks) -> Any:
+@lru_cache(maxsize=1)
+def _manager(folder: Path | None) -> Any:
+    """The index of all task files, which takes seconds to read."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=None if tasks.folder is None else str(tasks.folder))
+    return TaskManager(include_path=None if folder is None else str(folder))
 
 
 @torch.no_grad()

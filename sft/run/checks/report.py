@@ -37,14 +37,14 @@ def between(figure: Record | None, name: str, *, signed: bool = False) -> str:
 
 
 def lines(record: Record) -> list[tuple[str, ...]]:
-    """Figure, value, interval, units; with a base also its value, the change and its interval."""
+    """Figure, value, interval, and what it is counted by; with a base also its value, the change and its interval."""
     out = []
     for name, figure in record["figures"].items():
         cells = [
             name,
             number(figure["value"], name),
             between(figure, name),
-            "-" if figure["units"] is None else f"{figure['units']:,}",
+            "-" if figure["counted"] is None else f"{figure['counted']:,}",
         ]
         if record["base"] is not None:
             base, change = record["base_figures"].get(name), record["changes"].get(name)
@@ -56,17 +56,19 @@ def lines(record: Record) -> list[tuple[str, ...]]:
 
 def heads(record: Record) -> tuple[str, ...]:
     """Heads of :func:`lines`."""
-    own = ("figure", "value", "95 %", "units")
+    own = ("figure", "value", "95 %", "over")
     return own if record["base"] is None else (*own, "base", "change", "95 % of it")
 
 
 def print_record(console: Console, record: Record) -> None:
     """The table, what was left out of sets, and the conditions."""
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for i, head in enumerate(heads(record)):
+    shown_heads = [head for head in heads(record) if head != "over" or record["base"] is None]  # 80 columns hold no more
+    for i, head in enumerate(shown_heads):
         table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
     for cells in lines(record):
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        named = dict(zip(heads(record), cells, strict=True))
+        table.add_row(*(Text(printable(named[head])) for head in shown_heads))
     console.print(table)
     for one in record["sets"]:
         if left := {**one["counts"], **one["changed"]}:

@@ -19,10 +19,9 @@ from sft.errors import InputError
 from sft.model.load import device_for_run
 from sft.recipe import Recipe
 from sft.run.answer import Asked, Said
-from sft.run.chat import open_model, talking_encoder
+from sft.run.chat import adapter_to_talk, open_model, talking_encoder
 from sft.run.checks.sets import Rows
 from sft.run.evaluate import refuse_other_ids, used_ids
-from sft.run.finished import adapter_on_base
 from sft.run.generate import answer_batch
 from sft.run.local import fingerprint_of
 
@@ -120,7 +119,7 @@ def open_subject(name: str, recipe: Recipe | None = None) -> Subject:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = adapter_on_base(recipe, folder, tokenizer, device_for_run())
+        model = adapter_to_talk(recipe, folder, tokenizer, device_for_run())
     else:
         model, tokenizer, about = open_model(name)
     encoder = talking_encoder(name, tokenizer) if isinstance(tokenizer.chat_template, str) else None
