@@ -53,7 +53,7 @@ def held_out(recipe: Recipe, folder: Path | None, base: str | None = None) -> tu
     _check_vocabulary(found, tokenizer)
 
     def losses(model: PreTrainedModel) -> RowLosses:
-        pad, dtype = tokenizer.pad_token_id, compute_dtype(recipe.model)
+        pad, dtype = padding_id(model, tokenizer), compute_dtype(recipe.model)
         return row_losses(model, store, capacity=recipe.evaluation_tokens, pad_id=pad, dtype=dtype, progress="held-out rows")
 
     ours = losses(_load(recipe, found, tokenizer, len(tokenizer)))
@@ -63,6 +63,12 @@ def held_out(recipe: Recipe, folder: Path | None, base: str | None = None) -> tu
     used = used_ids(store)
     refuse_other_ids(base, _tokenizer_of(under), tokenizer, used)
     return store, ours, losses(_load(recipe, under, tokenizer, int(used.max()) + 1))
+
+
+def padding_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills rectangles; it is masked, so any id does where a base has no row for the padding token of the tuned model."""
+    pad = tokenizer.pad_token_id
+    return pad if pad is not None and pad < model.get_input_embeddings().weight.shape[0] else 0
 
 
 def used_ids(store: RowStore) -> npt.NDArray[np.int64]:

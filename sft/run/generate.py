@@ -165,6 +165,8 @@ def _generate(
     stop_ids, stop_strings = encoder.stops()
     device, width = next(model.parameters()).device, max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+    if pad >= model.get_input_embeddings().weight.shape[0]:  # a base without the token that its tuned model pads with
+        pad = 0
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
     options: dict[str, Any] = {"stop_strings": stop_strings, "tokenizer": tokenizer} if stop_strings else {}

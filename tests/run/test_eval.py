@@ -21,7 +21,7 @@ from sft.errors import ConditionError, DataError, InputError, TemplateError
 from sft.model.servable import write_servable
 from sft.run.checks import conditions
 from sft.run.checks.answers import check_answers, loop, measure_answers, repetition
-from sft.run.checks.estimates import Estimate, Quantity, changes, estimate, flat
+from sft.run.checks.estimates import Estimate, Quantity, estimate, flat
 from sft.run.checks.sets import named_sets
 from sft.train import run
 from tests.builders import LLAMA, OPT, byte_level, save_tiny, sentencepiece_like, tiny_model
@@ -61,7 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "questions.jsonl",
         [{"question_id": 1, "text": "How are you?"}, {"question_id": 2, "turns": ["<b>Write</b>.", "Again, shorter."]}],
     )
-    write_jsonl(folder / "qa.jsonl", [{"instruction": f"Say {i}.", "output": "yes " * (1 + i % 5) + str(i)} for i in range(12)])
+    write_jsonl(
+        folder / "qa.jsonl", [{"instruction": f"Say {i}.", "output": "yes " * (1 + 9 * (i % 5)) + str(i)} for i in range(12)]
+    )
     write_jsonl(folder / "wiki.jsonl", [{"text": f"A text about the number {i}, and more. " * (1 + i % 4)} for i in range(9)])
     (folder / "notes.txt").write_text("One long document </s> with a spelt token. " * 30, encoding="utf-8")
     return folder
@@ -257,7 +259,8 @@ def test_intervals() -> None:
     assert more.high == pytest.approx(resampled.high, abs=2e-3)
     assert estimate(sums, counts) == resampled
     none = estimate(np.zeros(20), np.ones(20), share=True)
-    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 20))
     assert estimate(np.ones(20), np.ones(20), share=True).high == 1.0
     assert estimate(np.ones(3), np.ones(3)) == Estimate(1.0, 1.0, 1.0, 3, 3)
     assert estimate(np.ones(1), np.ones(1)).low is None
@@ -273,7 +276,7 @@ def test_a_change_is_paired() -> None:
     change = Quantity(level + 0.1 + rng.normal(0, 0.01, 60), counts).change_from(Quantity(level, counts))
     assert change.low is not None
     assert change.high is not None
-    assert 0.09 < change.low < 0.1 < change.high < 0.11 or change.low < change.value < change.high < 0.11
+    assert 0.09 < change.low < change.value < change.high < 0.11
 
 
 # -- conditions -----------------------------------------------------------------------------------------------------
@@ -340,7 +343,6 @@ def test_a_figure_that_was_not_measured_after_all() -> None:
         )
     with pytest.raises(ConditionError, match="--require a>0: not met, measured nothing"):
         conditions.refuse_failed(conditions.judge([conditions.read_condition("a>0")], {"a": math.nan}))
-    assert changes(measure_answers(check_answers([], [], byte_level())), measure_answers([])) == {}
 
 
 # -- the verb -------------------------------------------------------------------------------------------------------

@@ -88,7 +88,12 @@ def test_accuracy_and_log_likelihoods_are_those_by_hand(folder: Path, monkeypatc
     refuse_tasks(tasks)
     seen: list[Any] = []
     real = harness._figures
-    monkeypatch.setattr(harness, "_figures", lambda results, samples: (seen.append(samples), real(results, samples))[1])
+
+    def spy(results: Any, samples: Any) -> Any:
+        seen.append(samples)
+        return real(results, samples)
+
+    monkeypatch.setattr(harness, "_figures", spy)
     figures, told = [], []
     for sign in (1, -1):  # the second prefers what the first does not
         model, tokenizer = made()

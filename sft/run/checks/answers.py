@@ -117,7 +117,8 @@ def measure_answers(checked: Sequence[Checked]) -> Measured:
     counts = np.bincount(unit, minlength=len(names)).astype(np.float64)
 
     def by_question(values: Sequence[float], *, share: bool = False) -> Quantity:
-        return Quantity(np.bincount(unit, np.asarray(values, np.float64), len(names)), counts, share)
+        sums = np.bincount(unit, np.asarray(values, np.float64), len(names))
+        return Quantity(sums.astype(np.float64), counts, share)
 
     found = {name: by_question([bool(getattr(one, key)) for one in checked], share=True) for name, key in _SHARES.items()}
     found["repetition_rate"] = by_question([one.repetition for one in checked])

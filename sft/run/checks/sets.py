@@ -75,7 +75,8 @@ class Rows:
     def quantity(self, losses: RowLosses) -> Quantity:
         """The loss per token, unit by unit."""
         size = int(self.unit.max()) + 1
-        return Quantity(np.bincount(self.unit, losses.sums, size), np.bincount(self.unit, losses.counts, size))
+        sums, counts = (np.bincount(self.unit, values, size).astype(np.float64) for values in (losses.sums, losses.counts))
+        return Quantity(sums, counts)
 
 
 def named_sets(given: Sequence[str]) -> list[NamedSet]:

@@ -21,7 +21,7 @@ from sft.recipe import Recipe
 from sft.run.answer import Asked, Said
 from sft.run.chat import adapter_to_talk, open_model, talking_encoder
 from sft.run.checks.sets import Rows
-from sft.run.evaluate import refuse_other_ids, used_ids
+from sft.run.evaluate import padding_id, refuse_other_ids, used_ids
 from sft.run.generate import answer_batch
 from sft.run.local import fingerprint_of
 
@@ -84,7 +84,7 @@ class Subject:
             InputError: the rows hold tokens that are others to this model.
         """
         self._refuse(used_ids(rows.store))
-        pad = self.tokenizer.pad_token_id or 0  # masked, so any id does
+        pad = padding_id(self.model, self.tokenizer)
         name = f"loss on {rows.store.labels[0]}"
         return row_losses(self.model, rows.store, capacity=_CAPACITY, pad_id=pad, dtype=torch.float32, progress=name)
 
