@@ -145,8 +145,8 @@ def row_losses(
             batch = flat_batch(rows, 1, learnt_as=told) if pad_id is None else padded_batch(rows, 1, pad_id, told)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 losses = token_losses(model, to_device(batch, device)).double()
-            if len(losses):
-                row_of = np.repeat(mine, [int(mask[1:].sum()) for _, mask in rows])
+            row_of = np.repeat(mine, [int(mask[1:].sum()) for _, mask in rows])
+            if len(row_of):
                 where = torch.from_numpy(row_of).to(device)
                 sums.index_add_(0, where, losses)
                 counts.index_add_(0, where, torch.ones_like(losses))

@@ -24,7 +24,7 @@ from sft.run.checks.answers import check_answers, loop, measure_answers, repetit
 from sft.run.checks.estimates import Estimate, Quantity, estimate, flat
 from sft.run.checks.sets import named_sets
 from sft.train import run
-from tests.builders import LLAMA, OPT, byte_level, save_tiny, sentencepiece_like, tiny_model
+from tests.builders import LLAMA, OPT, byte_level, colon_crossing, save_tiny, sentencepiece_like, tiny_model
 from tests.runs import tiny_recipe
 
 QUESTIONS = [Question(1, "math", ("How are you?",)), Question(2, "math", ("Write.", "Again."))]
@@ -190,9 +190,8 @@ def test_a_base_of_other_tokens_is_refused(tmp_path: Path, place: Path) -> None:
 
 
 def test_held_out_rows_are_compared_too(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path / "run", data__holdout=6)
-    about = run(recipe)
-    base = tmp_path / "base"
+    base = save_tiny(tmp_path / "base", colon_crossing())  # nothing is added to its vocabulary
+    about = run(tiny_recipe(tmp_path / "run", base, data__holdout=6))
     result, record = called(tmp_path, tmp_path / "run" / "eval", str(tmp_path / "run"), "--base", str(base))
     assert result.exit_code == 0, result.output
     assert record["base_figures"]["loss.held_out"]["value"] == pytest.approx(about["holdout"]["before"], abs=1e-5)

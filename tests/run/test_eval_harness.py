@@ -29,6 +29,7 @@ DOCS = [
     {"question": "中文的问题是", "choices": ["好", "不好说", "x"], "answer": 2},
     {"question": "A fish lives in", "choices": ["the tree", "water", "a book"], "answer": 1},
     {"question": "One plus one is", "choices": ["two", "three", "eleven or so"], "answer": 0},
+    *({"question": f"Letter {i} is", "choices": ["a", "b", "c", "d"], "answer": i % 4} for i in range(8)),
 ]
 
 
