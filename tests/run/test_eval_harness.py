@@ -104,7 +104,8 @@ def test_accuracy_and_log_likelihoods_are_those_by_hand(folder: Path, monkeypatc
         scores = by_hand(model, tokenizer)
         samples = sorted(seen[-1]["tiny_choice"], key=lambda one: one["doc_id"])
         theirs = [[float(reply[0][0]) for reply in one["resps"]] for one in samples]
-        np.testing.assert_allclose(theirs, scores, rtol=1e-4)
+        for found_row, row in zip(theirs, scores, strict=True):
+            np.testing.assert_allclose(found_row, row, rtol=1e-4)
         right = [float(np.argmax(row) == doc["answer"]) for row, doc in zip(scores, DOCS, strict=True)]
         lengths = [[len(choice) for choice in doc["choices"]] for doc in DOCS]  # type: ignore[attr-defined]
         normed = [
