@@ -14,6 +14,9 @@ import torch
 from rapidfuzz import fuzz, process
 from typer.testing import CliRunner
 
+from selfinstruct.judge.asking import asks
+from selfinstruct.judge.recipe import JudgeRecipe
+from selfinstruct.prompts import load_prompt
 from sft.cli import app
 from sft.data.conversation import Conversation, Turn
 from sft.data.questions import Question, read_questions
@@ -75,7 +78,7 @@ def test_our_own_questions_of_two_turns() -> None:
 
 
 def test_our_own_questions_are_not_near_each_other() -> None:
-    """By the share of the shorter one's words that both have in order, as for generated instructions at most 0.7."""
+    """Less than 70 of 100 by rapidfuzz, with the words of each sorted."""
     turns = [turn.lower() for name in OWN for question in read_questions(DATA / name) for turn in question.turns]
     near = process.cdist(turns, turns, scorer=fuzz.token_sort_ratio, score_cutoff=70)
     assert [(turns[i], turns[j]) for i, j in zip(*near.nonzero(), strict=True) if i < j] == []
@@ -85,7 +88,7 @@ def test_our_own_questions_are_not_near_each_other() -> None:
 def test_a_judge_sees_the_references_of_both_turns(mode: str, tmp_path: Path) -> None:
     found = read_questions(DATA / "questions_two_turns.jsonl")
     said = {model: {str(question.id): ("first", "second") for question in found} for model in ("a", "b")}
-    teacher = {"model": "m", "endpoints": [{"base_url": "http://127.0.0.1:1/v1"}]}
+    teacher = {"model": "grader", "replay": [str(tmp_path)]}
     recipe = JudgeRecipe.model_validate(
         {
             "questions": str(DATA / "questions_two_turns.jsonl"),
