@@ -127,6 +127,9 @@ def buses(first: str, second: str) -> None:
     assert earliest(line, "a", "c", 0, 0) == 15
     assert earliest(line, "a", "c", 0, 6) == 20
     assert itinerary(line, "a", "c", 0, 6) == [line[0], line[2]]  # line 2 is earlier at b and cannot go on
+    slow: list[Bus] = [("1", "a", 0, "b", 10), ("1", "a", 9, "b", 30), ("1", "b", 12, "c", 14)]
+    assert earliest(slow, "a", "c", 0) == 14  # the line goes on with the first of its two
+    assert itinerary(slow, "a", "c", 0) == [slow[0], slow[2]]
     assert earliest(line, "a", "a", 7) == 7
     assert itinerary(line, "a", "a", 7) == []
     assert earliest(line, "a", "c", 1) is None

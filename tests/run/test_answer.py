@@ -89,14 +89,16 @@ def test_a_judge_sees_the_references_of_both_turns(mode: str, tmp_path: Path) ->
     found = read_questions(DATA / "questions_two_turns.jsonl")
     said = {model: {str(question.id): ("first", "second") for question in found} for model in ("a", "b")}
     teacher = {"model": "grader", "replay": [str(tmp_path)]}
-    recipe = JudgeRecipe.model_validate(
-        {
-            "questions": str(DATA / "questions_two_turns.jsonl"),
-            "answers": ["a.jsonl", "b.jsonl"],
-            "teacher": teacher,
-            "judge": {"mode": mode},
-            "output": {"dir": str(tmp_path)},
-        }
+    recipe = JudgeRecipe.model_validate_json(
+        json.dumps(
+            {
+                "questions": str(DATA / "questions_two_turns.jsonl"),
+                "answers": ["a.jsonl", "b.jsonl"],
+                "teacher": teacher,
+                "judge": {"mode": mode},
+                "output": {"dir": str(tmp_path)},
+            }
+        )
     )
     prompts = {kind: load_prompt(f"judge_{kind}_en") for kind in ("pair", "single")}
     asked = list(asks(recipe, found, said, {}, prompts))
