@@ -35,6 +35,18 @@ class Sampling:
     top_p: float = 1.0
 
 
+class ContextFull(InputError):
+    """A prompt that leaves no room for an answer.
+
+    Attributes:
+        fact: how long it is, and how long it may be.
+    """
+
+    def __init__(self, tokens: int, known: int) -> None:
+        self.fact = f"the conversation is {tokens} tokens long and the model knows {known} positions"
+        super().__init__(f"{self.fact}; start a new one")
+
+
 @contextmanager
 def _generating(model: Any) -> Iterator[Any]:
     """A transformers model set up to generate (cache, plain SDPA, eval mode), and put back afterwards.
@@ -52,7 +64,6 @@ def _generating(model: Any) -> Iterator[Any]:
         model.train(training)
 
 
-@torch.no_grad()
 def answer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -61,6 +72,21 @@ def answer(
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
 ) -> str:
+    """The text of :func:`reply`."""
+    return reply(model, tokenizer, encoder, conversation, sampling, on_text=on_text).text
+
+
+@torch.no_grad()
+def reply(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: RowEncoder,
+    conversation: Conversation,
+    sampling: Sampling,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Said:
     """The model's next answer, without its stop token.
 
     Args:
@@ -69,25 +95,35 @@ def answer(
         encoder: its template.
         conversation: ends with a user (or input) turn.
         sampling: how to pick tokens.
-        on_text: called with each new piece of text as it comes.
+        on_text: called with each new piece of text as it comes: whole characters, no part of a stop. The pieces make up the answer.
+        stopped: asked after each token; True ends the answer there.
+
+    Returns:
+        The answer; ``finish`` is ``stop``, ``length``, or ``stopped`` where ``stopped`` ended it.
 
     Raises:
-        InputError: the prompt leaves no room for an answer.
+        ContextFull: the prompt leaves no room for an answer.
+        InputError: the template cannot write it.
     """
-    ids = encoder.prompt_ids(conversation)
+    try:
+        ids = encoder.prompt_ids(conversation)
+    except RenderRefused as refusal:
+        raise InputError(refusal.detail) from None
     known = getattr(model.config, "max_position_embeddings", None)
     room = sampling.max_tokens if known is None else min(sampling.max_tokens, known - len(ids))
     if room <= 0:
-        raise InputError(f"the conversation is {len(ids)} tokens long and the model knows {known} positions; start a new one")
+        raise ContextFull(len(ids), int(known or 0))
     stop_ids, stop_strings = encoder.stops()
     device = next(model.parameters()).device
     prompt = torch.tensor([ids], device=device)
     options: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
-        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     if stop_strings:
         options |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
-    streamer = _Streamer(tokenizer, stop_strings, on_text) if on_text is not None else None
+    if stopped is not None:
+        options |= {"stopping_criteria": _criteria(stopped)}
+    streamer = Streamer(tokenizer, stop_ids, stop_strings, on_text) if on_text is not None else None
     with _generating(model) as ready:
         out = ready.generate(
             input_ids=prompt,
@@ -99,7 +135,22 @@ def answer(
             streamer=streamer,
             **options,
         )
-    return _text(tokenizer, out[0, len(ids) :].tolist(), stop_ids, stop_strings)
+    made = out[0, len(ids) :].tolist()
+    said = _said(tokenizer, made, room, stop_ids, stop_strings)
+    if stopped is not None and stopped() and not _ended(tokenizer, made, stop_ids, stop_strings):
+        said = cut_off(said.text, "stopped")
+    if streamer is not None:
+        streamer.finish(said.text)
+    return said
+
+
+def _criteria(stopped: Callable[[], bool]) -> Any:
+    from transformers import StoppingCriteriaList
+
+    def ask(input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), stopped(), dtype=torch.bool, device=input_ids.device)
+
+    return StoppingCriteriaList([ask])
 
 
 @torch.no_grad()
@@ -145,13 +196,21 @@ def _prompt(model: Any, encoder: RowEncoder, asked: Asked) -> tuple[list[int], i
         ids = encoder.prompt_ids(asked.conversation)
     except RenderRefused as refusal:
         raise InputError(f"{asked.conversation.id}: {refusal.detail}") from None
-    known = getattr(model.config, "max_position_embeddings", None)
+    return ids, room_of(ids, asked, getattr(model.config, "max_position_embeddings", None))
+
+
+def room_of(ids: Sequence[int], asked: Asked, known: int | None) -> int:
+    """The most tokens that an answer to a prompt may have, of a model that knows so many positions.
+
+    Raises:
+        InputError: there is no room for one.
+    """
     room = asked.max_tokens if known is None else min(asked.max_tokens, known - len(ids))
     if room <= 0:
         raise InputError(
             f"{asked.conversation.id}: its prompt of {len(ids)} tokens fills the {known} positions of the model; shorten it"
         )
-    return ids, room
+    return room
 
 
 def _generate(
@@ -188,10 +247,24 @@ def _generate(
 def _said(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int, stop_ids: Sequence[int], stop_strings: Sequence[str]
 ) -> Said:
-    text = _text(tokenizer, ids, stop_ids, stop_strings)
-    whole = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    ended = len(ids) < room or any(token in stop_ids for token in ids) or any(stop in whole for stop in stop_strings)
-    return Said(text, "stop" if ended else "length")
+    text = answer_text(tokenizer, ids, stop_ids, stop_strings)
+    if len(ids) < room or _ended(tokenizer, ids, stop_ids, stop_strings):
+        return Said(text, "stop")
+    return cut_off(text, "length")
+
+
+def cut_off(text: str, finish: str) -> Said:
+    """An answer that did not come to its end: half a character there is none."""
+    return Said(text.rstrip("\ufffd"), finish)
+
+
+def _ended(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]
+) -> bool:
+    """Whether the model wrote a stop."""
+    if any(token in stop_ids for token in ids):
+        return True
+    return bool(stop_strings) and any(stop in _decoded(tokenizer, ids) for stop in stop_strings)
 
 
 class _Noise:
@@ -209,44 +282,80 @@ class _Noise:
         return out
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]
+) -> str:
+    """The text of an answer up to its stop, without the blank that some templates put before it."""
     end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    text = str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    text = _decoded(tokenizer, ids[:end])
     for stop in stop_strings:
         text = text.split(stop, 1)[0]
     return text.removeprefix(" ")
 
 
-class _Streamer:
-    """Hands out text as it becomes certain: whole characters, nothing that may still become a stop string."""
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.stops, self.on_text = tokenizer, stops, on_text
+
+class Streamer:
+    """Hands out text as it becomes certain: whole characters, nothing that may still become a stop string.
+
+    Only the tokens since the last certain character are decoded, with those of the piece before them, since some tokenizers write a token
+    otherwise at the start: time grows with the length of an answer, not with its square.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], stops: Sequence[str], on_text: Callable[[str], None]
+    ) -> None:
+        self.tokenizer, self.stop_ids, self.stops, self.on_text = tokenizer, frozenset(stop_ids), stops, on_text
         self.ids: list[int] = []
-        self.shown = ""
-        self.prompt_seen = False
+        self.begin = self.read = 0  # ids[begin:read] were decoded before, and are again for what stands behind them
+        self.text, self.shown = "", 0
+        self.prompt_seen = self.closed = False
 
     def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, then token by token."""
         if not self.prompt_seen:
             self.prompt_seen = True
             return
-        self.ids += value.reshape(-1).tolist()
-        self._show(hold=max((len(s) for s in self.stops), default=0))
+        for token in value.reshape(-1).tolist():
+            self.closed = self.closed or token in self.stop_ids
+            if not self.closed:
+                self.ids.append(token)
+        if self.closed:
+            return
+        known = _decoded(self.tokenizer, self.ids[self.begin : self.read])
+        text = _decoded(self.tokenizer, self.ids[self.begin :])
+        if text.endswith("\ufffd") or len(text) <= len(known):  # the next token completes this character
+            return
+        self.text += text[len(known) :]
+        self.begin, self.read = self.read, len(self.ids)
+        self._show()
 
     def end(self) -> None:
-        self._show(hold=0)
+        """Nothing: what the whole answer is, :meth:`finish` is told."""
 
-    def _show(self, hold: int) -> None:
-        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for stop in self.stops:
-            text = text.split(stop, 1)[0]
-        text = text.removeprefix(" ")
-        if text.endswith("\ufffd"):  # the next token completes this character
-            return
-        text = text[: len(text) - hold] if hold else text
-        if len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
+    def finish(self, answer: str) -> None:
+        """Hand out what is left of the answer."""
+        if len(answer) > self.shown:
+            self.on_text(answer[self.shown :])
+            self.shown = len(answer)
+
+    def _show(self) -> None:
+        at = self.text.find
+        cut = min((found for stop in self.stops if (found := at(stop)) >= 0), default=None)
+        if cut is not None:
+            self.text, self.closed = self.text[:cut], True
+        text = self.text.removeprefix(" ")
+        certain = len(text) if self.closed else len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        if certain > self.shown:
+            self.on_text(text[self.shown : certain])
+            self.shown = certain
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How much of the end of a text may be the beginning of a stop."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def sample_answers(
