@@ -15,6 +15,7 @@ from sft.data.template import RenderRefused
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError
 from sft.run.answer import Asked, Said
+from sft.run.streaming import Streamer, answer_text, decoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,12 @@ class Sampling:
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+
+    def options(self) -> dict[str, Any]:
+        """As ``generate`` takes them; ``top_k`` is off, which transformers would set."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
 class ContextFull(InputError):
@@ -114,13 +121,8 @@ def reply(
     if room <= 0:
         raise ContextFull(len(ids), int(known or 0))
     stop_ids, stop_strings = encoder.stops()
-    device = next(model.parameters()).device
-    prompt = torch.tensor([ids], device=device)
-    options: dict[str, Any] = {"do_sample": sampling.temperature > 0}
-    if sampling.temperature > 0:
-        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    if stop_strings:
-        options |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
+    prompt = torch.tensor([ids], device=next(model.parameters()).device)
+    options = sampling.options() | ({"stop_strings": stop_strings, "tokenizer": tokenizer} if stop_strings else {})
     if stopped is not None:
         options |= {"stopping_criteria": _criteria(stopped)}
     streamer = Streamer(tokenizer, stop_ids, stop_strings, on_text) if on_text is not None else None
@@ -264,7 +266,7 @@ def _ended(
     """Whether the model wrote a stop."""
     if any(token in stop_ids for token in ids):
         return True
-    return bool(stop_strings) and any(stop in _decoded(tokenizer, ids) for stop in stop_strings)
+    return bool(stop_strings) and any(stop in decoded(tokenizer, ids) for stop in stop_strings)
 
 
 class _Noise:
@@ -280,82 +282,6 @@ class _Noise:
             if generator is not None:
                 row -= torch.empty_like(row).exponential_(generator=generator).log()
         return out
-
-
-def answer_text(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]
-) -> str:
-    """The text of an answer up to its stop, without the blank that some templates put before it."""
-    end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    text = _decoded(tokenizer, ids[:end])
-    for stop in stop_strings:
-        text = text.split(stop, 1)[0]
-    return text.removeprefix(" ")
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-class Streamer:
-    """Hands out text as it becomes certain: whole characters, nothing that may still become a stop string.
-
-    Only the tokens since the last certain character are decoded, with those of the piece before them, since some tokenizers write a token
-    otherwise at the start: time grows with the length of an answer, not with its square.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], stops: Sequence[str], on_text: Callable[[str], None]
-    ) -> None:
-        self.tokenizer, self.stop_ids, self.stops, self.on_text = tokenizer, frozenset(stop_ids), stops, on_text
-        self.ids: list[int] = []
-        self.begin = self.read = 0  # ids[begin:read] were decoded before, and are again for what stands behind them
-        self.text, self.shown = "", 0
-        self.prompt_seen = self.closed = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, then token by token."""
-        if not self.prompt_seen:
-            self.prompt_seen = True
-            return
-        for token in value.reshape(-1).tolist():
-            self.closed = self.closed or token in self.stop_ids
-            if not self.closed:
-                self.ids.append(token)
-        if self.closed:
-            return
-        known = _decoded(self.tokenizer, self.ids[self.begin : self.read])
-        text = _decoded(self.tokenizer, self.ids[self.begin :])
-        if text.endswith("\ufffd") or len(text) <= len(known):  # the next token completes this character
-            return
-        self.text += text[len(known) :]
-        self.begin, self.read = self.read, len(self.ids)
-        self._show()
-
-    def end(self) -> None:
-        """Nothing: what the whole answer is, :meth:`finish` is told."""
-
-    def finish(self, answer: str) -> None:
-        """Hand out what is left of the answer."""
-        if len(answer) > self.shown:
-            self.on_text(answer[self.shown :])
-            self.shown = len(answer)
-
-    def _show(self) -> None:
-        at = self.text.find
-        cut = min((found for stop in self.stops if (found := at(stop)) >= 0), default=None)
-        if cut is not None:
-            self.text, self.closed = self.text[:cut], True
-        text = self.text.removeprefix(" ")
-        certain = len(text) if self.closed else len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
-        if certain > self.shown:
-            self.on_text(text[self.shown : certain])
-            self.shown = certain
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the end of a text may be the beginning of a stop."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def sample_answers(

@@ -13,8 +13,9 @@ from sft.data.template import RenderRefused
 from sft.errors import InputError, RunError, VerificationError
 from sft.run.answer import Asked, Said
 from sft.run.chat import find_model, load_words
-from sft.run.generate import answer_text, cut_off, room_of
+from sft.run.generate import cut_off, room_of
 from sft.run.local import weights_of
+from sft.run.streaming import answer_text
 
 HOTTEST = 2.0
 """The highest temperature that it takes."""
