@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sft.config import require
+from sft.data.conversation import ROLES
 from sft.data.template import load_template
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError, ModelError, TemplateError
@@ -91,9 +93,14 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
 def _words(name: str, source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[RowEncoder, dict[str, Any]]:
     if not isinstance(tokenizer.chat_template, str):
         raise TemplateError(f"{name}: its tokenizer has no chat template; export a run of ours, or add one")
-    encoder = RowEncoder(tokenizer, load_template("tokenizer", tokenizer_source=tokenizer.chat_template), "all")
     record = Path(source) / "vicugna.json"
-    return encoder, json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    template = load_template("tokenizer", tokenizer_source=tokenizer.chat_template)
+    if stops := about.get("stop_strings"):  # a stop that is text cannot be told from the template
+        template = replace(template, stop=str(stops[0]))
+    if roles := tuple(role for role in ROLES if role in about.get("roles", ())):
+        template = replace(template, name=str(about["template"]), roles=roles)
+    return RowEncoder(tokenizer, template, "all"), about
 
 
 def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:

@@ -186,7 +186,10 @@ def test_a_fault_that_concerns_all_stops_the_run(tmp_path: Path, fault: str, kin
 
 def test_a_server_that_answers_nothing_is_given_up(tmp_path: Path) -> None:
     server = FaultServer(always="bad_request")
-    with serving(server) as url, pytest.raises(RunError, match=f"{FUTILE} questions in a row failed, the last one: bad_request"):
+    with (
+        serving(server) as url,
+        pytest.raises(RunError, match=f"{FUTILE} questions in a row failed, the last one: bad_request"),
+    ):
         answer_file(asking(url, concurrency=1), questions(60), SETTINGS, tmp_path / "out.jsonl")
     assert server.stats.requests == FUTILE
 
@@ -324,5 +327,12 @@ def test_options_of_a_server_are_named_as_they_are_typed() -> None:
     assert Server().given() == {}
     with pytest.raises(InputError, match=r"^--concurrency, --timeout: for --engine endpoint only, and this is --engine vllm$"):
         run_answer(
-            "m", Path("q"), out=None, name=None, max_tokens=1, temperature=None, engine="vllm", server=Server(None, None, 2, 3.0)
+            "m",
+            Path("q"),
+            out=None,
+            name=None,
+            max_tokens=1,
+            temperature=None,
+            engine="vllm",
+            server=Server(None, None, 2, 3.0),
         )
