@@ -41,6 +41,7 @@ HELP = """\
 /reset, /new       start over
 /quit, /exit       leave, as does Ctrl-D
 A message of several lines: Alt+Enter, or a backslash at the end of a line, or \"\"\" before and behind it.
+/help              this list
 //...              a message that begins with /
 Ctrl-C stops an answer; what was said of it stays.
 """
