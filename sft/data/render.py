@@ -236,9 +236,6 @@ class Renderer:
         for start, end in rendered.specials:
             if start >= after and end <= limit and not rendered.text[after:start].strip():
                 return end
-        stop = self.template.stop  # text, as an export of ours records it
-        if stop and rendered.text.startswith(stop, after) and after + len(stop) <= limit:
-            return after + len(stop)
         raise RenderRefused("stop_not_rendered", "no stop token follows the answer, so the model could never learn to stop")
 
 

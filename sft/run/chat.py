@@ -96,11 +96,12 @@ def _words(name: str, source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[
     record = Path(source) / "vicugna.json"
     about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     template = load_template("tokenizer", tokenizer_source=tokenizer.chat_template)
-    if stops := about.get("stop_strings"):  # a stop that is text cannot be told from the template
-        template = replace(template, stop=str(stops[0]))
     if roles := tuple(role for role in ROLES if role in about.get("roles", ())):
         template = replace(template, name=str(about["template"]), roles=roles)
-    return RowEncoder(tokenizer, template, "all"), about
+    encoder = RowEncoder(tokenizer, template, "all")
+    if about.get("stop_ids"):  # text, and tokens of another speaker, cannot be told from a template without its marks
+        encoder.known_stops = ([int(i) for i in about["stop_ids"]], [str(stop) for stop in about.get("stop_strings", ())])
+    return encoder, about
 
 
 def _adapter_on_base(run: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:

@@ -153,7 +153,9 @@ def test_a_real_terminal_and_a_pipe(tmp_path: Path) -> None:
         os.close(theirs)
         wait_for(ours, b">")
         os.write(ours, "诗\x1b\rb\r".encode())
-        wait_for(ours, "'诗\\nb' Terminal".encode())
+        rest = wait_for(ours, "'诗\\nb' Terminal".encode()).partition(b" Terminal")[2]
+        if b">" not in rest:  # until it asks again, a Ctrl-D is the line discipline's
+            wait_for(ours, b">")
         os.write(ours, b"\x04")
         assert process.wait(10) == 0
     finally:
