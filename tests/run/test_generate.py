@@ -120,7 +120,7 @@ def test_a_stream_decodes_each_token_a_few_times_only() -> None:
 
     ids = tokenizer("Ein Satz, 诗 und mehr. " * 40, add_special_tokens=False)["input_ids"]
     shown: list[str] = []
-    streamer = Streamer(Counting(), [0], [], shown.append)  # type: ignore[arg-type]
+    streamer = Streamer(Counting(), [0], [], shown.append)
     streamer.put(torch.tensor([[1]]))
     for token in ids:
         streamer.put(torch.tensor([token]))
