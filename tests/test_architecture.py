@@ -35,6 +35,10 @@ CLOSED = {
         *("sft.config", "sft.recipe", "sft.curate", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
         *("torch", "transformers", "datasets"),
     ),
+    "sft/remote/": (
+        *("sft.config", "sft.recipe", "sft.data", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+        *("torch", "transformers", "datasets"),
+    ),
     "sft/data/": ("sft.engine", "sft.model", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/model/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
@@ -65,6 +69,7 @@ SHARED = (
     "sft.data.conversation",
     "sft.data.jsonl",
     "sft.data.questions",
+    "sft.remote",
     "sft.text",
 )
 # The way of a row: a module of sft/data imports only modules that stand before it.
@@ -84,11 +89,13 @@ DOORS = {
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
-    "openai": ("selfinstruct/teacher/client.py",),
+    "openai": ("sft/remote/door.py", "selfinstruct/teacher/client.py"),  # the second for its types alone
+    "prompt_toolkit": ("sft/run/terminal.py",),
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),
     "ray": ("sft/curate/ray_workers.py",),
+    "vllm": ("sft/run/vllm_engine.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
 

@@ -33,8 +33,11 @@ VERBS = {
     "export": ("--dtype", "--layout"),
     "convert": ("--family", "--template", "--dtype"),
     "families": (),
-    "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
-    "answer": ("--out", "--name", "--temperature", "--max-tokens"),
+    "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens", "--no-history"),
+    "answer": (
+        *("--out", "--name", "--temperature", "--max-tokens"),
+        *("--engine", "--base-url", "--key-variable", "--concurrency", "--timeout"),
+    ),
     "eval": ("--set", "--model"),
 }
 

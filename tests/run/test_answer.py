@@ -25,8 +25,8 @@ from sft.data.tokenize import RowEncoder
 from sft.errors import DataError, InputError
 from sft.model.servable import write_servable
 from sft.run.answer import Asked, Said, Settings, answer_file
+from sft.run.engines import run_answer
 from sft.run.generate import Sampling, _Noise, _said, answer, answer_batch
-from sft.run.local import run_answer
 from tests.builders import byte_level, tiny_model
 
 DATA = Path(__file__).parents[2] / "data"
