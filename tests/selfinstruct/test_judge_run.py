@@ -54,7 +54,7 @@ def a_recipe(folder: Path, models: tuple[str, ...] = MODELS, out: str = "run", *
         "answers": files(folder, models),
         "teacher": {"model": "grader", "replay": [str(folder / "ledger.jsonl")]},
         "judge": section,
-        "output": {"dir": str(folder / out)},
+        "output": {"dir": str(folder / out), "charts": False},
     }
     path = folder / "judge.yaml"
     path.write_text(yaml.safe_dump(value), encoding="utf-8")
@@ -247,7 +247,12 @@ def test_ratings(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count('class="game rated"') == 6
     assert page.count('class="game unread"') == 2
-    assert ratings["good"] == {"mean": 9.0, "interval": [9.0, 9.0], "unreadable": 1}
+    assert ratings["good"] == {
+        "mean": 9.0,
+        "interval": [9.0, 9.0],
+        "unreadable": 1,
+        "turns": {"1": {"mean": 9.0, "interval": [9.0, 9.0]}, "2": {"mean": 9.0, "interval": [9.0, 9.0]}},
+    }
 
 
 def test_a_baseline(tmp_path: Path) -> None:
