@@ -123,7 +123,8 @@ def _radar(models: Sequence[str], categories: Sequence[str], values: Mapping[Any
             rows = [values.get((model, category)) for category in categories]
             line = [math.nan if row is None else factor * row["value"] for row in rows]
             turns, style = [*angles, 2 * math.pi], ("-", "--", "-.", ":")[i % 4]
-            axes.plot(turns, [*line, line[0]], color=_COLOURS[i], marker=_MARKS[i], markersize=4, linewidth=1.4, linestyle=style, label=shown(model, 28))  # fmt: skip
+            look = {"color": _COLOURS[i], "marker": _MARKS[i], "markersize": 4, "linewidth": 1.4, "linestyle": style}
+            axes.plot(turns, [*line, line[0]], label=shown(model, 28), **look)
             if len(models) <= 3 and None not in rows:  # more bands hide each other
                 low, high = ([factor * row["interval"][side] for row in rows if row] for side in (0, 1))
                 axes.fill_between(turns, [*low, low[0]], [*high, high[0]], color=_COLOURS[i], alpha=0.14, linewidth=0)
@@ -149,7 +150,8 @@ def _bars(models: Sequence[str], categories: Sequence[str], values: Mapping[Any,
             # a bootstrap's interval may leave its own estimate out by a hair
             low = [max(0.0, end - factor * row["interval"][0]) for end, (_, row) in zip(ends, rows, strict=True)]
             high = [max(0.0, factor * row["interval"][1] - end) for end, (_, row) in zip(ends, rows, strict=True)]
-            axes.barh(places, [end - least for end in ends], height=thick * 0.9, left=least, color=_COLOURS[i], alpha=0.75, label=shown(model, 28))  # fmt: skip
+            look = {"height": thick * 0.9, "left": least, "color": _COLOURS[i], "alpha": 0.75}
+            axes.barh(places, [end - least for end in ends], label=shown(model, 28), **look)
             axes.errorbar(ends, places, xerr=[low, high], fmt=_MARKS[i], color="#222222", markersize=3, elinewidth=1, capsize=2)
         axes.set_yticks(range(len(categories)), [shown(category, 18) for category in categories], fontsize=9)
         axes.invert_yaxis()
