@@ -159,7 +159,7 @@ def _share(pairs: Sequence[_Pair]) -> Share:
 def consistencies(games: Sequence[Game], ratings: Sequence[Rated]) -> list[Consistency]:
     """How often a judge decides as before when it is asked again; empty without repeats."""
     found = []
-    for judge in sorted({one.judge for one in (*games, *ratings) if not getattr(one, "human", False)}):
+    for judge in sorted({game.judge for game in games if not game.human} | {one.judge for one in ratings}):
         own = [game for game in games if game.judge == judge and not game.human]
         rated = [one for one in ratings if one.judge == judge and one.rating is not None]
         verdicts, whole, values = list(_verdicts(own)), list(_games(own)), list(_ratings(rated))

@@ -202,6 +202,7 @@ MEASURE = """<script>addEventListener("load", () => {
   const root = document.documentElement, shown = () => [...document.querySelectorAll(".game")].filter(e => e.offsetHeight > 0).length;
   const found = {width: root.scrollWidth, client: root.clientWidth, all: shown()};
   for (const name of ["win", "loss", "tie", "torn", "unread"]) { document.getElementById("only-" + name).click(); found[name] = shown(); }
+  found.charts = Math.min(...[...document.querySelectorAll("figure svg")].map(e => e.getBoundingClientRect().width));
   found.span = Math.round(document.querySelector(".span i").getBoundingClientRect().width);
   parent.postMessage([window.name, document.title, found], "*"); })</script>"""
 
@@ -209,6 +210,7 @@ MEASURE = """<script>addEventListener("load", () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the page of a judgment in a browser; install chromium")
 def test_a_browser_filters_it_and_obeys_nothing(tmp_path: Path) -> None:
     recipe = a_recipe(tmp_path, retries=0)
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"charts": True})})
     evil = tmp_path / "bad.jsonl"
     evil.write_text(
         evil.read_text(encoding="utf-8").replace("bad on 1.1", BAIT.replace('"', "'") + "W" * 3000), encoding="utf-8"
@@ -230,6 +232,7 @@ def test_a_browser_filters_it_and_obeys_nothing(tmp_path: Path) -> None:
         assert found["width"] <= found["client"] == width
         assert [found[key] for key in ("all", "win", "loss", "tie", "torn", "unread")] == [12, 2, 1, 0, 6, 3]
         assert found["span"] > 20
+        assert found["charts"] > 300  # of points: what is drawn at 9 stays readable on a phone
 
 
 def test_ratings(tmp_path: Path) -> None:
@@ -430,7 +433,7 @@ def test_charts_stand_in_the_page_and_beside_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run" / "charts").iterdir()) == names
     assert page.count("<svg") == page.count('<figure role="img" aria-label="') == 2
     assert 'aria-label="Bars. Win rate by category. good: generic 100%' in page
-    assert "http" not in re.sub(r"https?://(www\.w3\.org|purl\.org|creativecommons\.org|matplotlib\.org)", "", page)
+    assert not re.search(r'(src|href)="(?!#)', page)  # nothing is loaded
     found = json.loads((tmp_path / "run" / "standings.json").read_text(encoding="utf-8"))
     assert {(row["category"], row["questions"]) for row in found["categories"]} == {("generic", 1), ("math", 1), ("writing", 1)}
     assert [(row["ours"], row["theirs"], row["turn"], row["wins"]) for row in found["turns"]][-2:] == [
