@@ -1,6 +1,6 @@
 """The files published with Vicuna (and MT-bench judgments) through our statistics, beside plain computations straight from the definitions.
 
-    python benchmarks/judge_original.py [--data DIR] [--mt-bench FILE ...]
+    python benchmarks/judge_original.py [--data DIR] [--mt-bench FILE ...] [--alpaca-eval FILE ...]
 
 ``DIR`` holds ``vicuna80/`` with ``question.jsonl``, ``answer/answer_MODEL.jsonl`` and ``review/review_MODEL1_MODEL2.jsonl``. Exit status 1 if
 a figure differs by more than 1e-6 (strengths: 0.01 points).
@@ -25,7 +25,7 @@ import numpy as np
 from selfinstruct.judge.agreement import agreement
 from selfinstruct.judge.asking import read_answers
 from selfinstruct.judge.length import length_controlled, with_lengths
-from selfinstruct.judge.outcomes import read_judgments
+from selfinstruct.judge.outcomes import Game, read_judgments
 from selfinstruct.judge.statistics import compare, mean_ratings, strengths
 from sft.data.questions import read_questions
 
@@ -173,10 +173,31 @@ def mt_bench(paths: list[Path], beside: Beside) -> None:
         print(f"    {len(own)} pairs, 95 %: {found.interval[0]:.3f} to {found.interval[1]:.3f}")
 
 
+def alpaca_eval(paths: list[Path], beside: Beside) -> None:
+    """Annotations of AlpacaEval 2 (a judge's preference from 1, the baseline, to 2), rounded to wins as its ``discrete_win_rate`` does."""
+    for path in paths:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        base, model = rows[0]["generator_1"], rows[0]["generator_2"]
+        points = [0.5 if row["preference"] in (0.0, 1.5) else float(row["preference"] > 1.5) for row in rows]
+        told = {1.0: "first", 0.0: "second", 0.5: "tie"}
+        games = [
+            Game(str(i), 1, model, base, (told[won],), lengths=(len(row["output_2"]), len(row["output_1"])))
+            for i, (row, won) in enumerate(zip(rows, points, strict=True))
+        ]
+        found = length_controlled(games, model, base)
+        assert found is not None
+        longer = np.array([len(row["output_2"]) - len(row["output_1"]) for row in rows], dtype=float)
+        beside.show(f"{model}: win rate", compare(games, model, base).adjusted, sum(points) / len(points))
+        plainly = equal_length(np.tanh(longer / longer.std(ddof=1)), np.array(points))
+        beside.show(f"{model}: at equal length", found.win_rate, plainly)
+        print(f"    95 %: {found.interval[0]:.3f} to {found.interval[1]:.3f}; {found.longer:+.0f} characters in the mean")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("VICUGNA_DATA"))
     parser.add_argument("--mt-bench", type=Path, nargs="*", default=[], help="judgments in FastChat's format")
+    parser.add_argument("--alpaca-eval", type=Path, nargs="*", default=[], help="annotations.json of AlpacaEval 2")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data, or set VICUGNA_DATA: a folder with vicuna80/")
@@ -185,6 +206,7 @@ def main() -> int:
     reviews(Path(options.data) / "vicuna80", beside)
     if options.mt_bench:
         mt_bench(options.mt_bench, beside)
+    alpaca_eval(options.alpaca_eval, beside)
     print(f"largest difference: {beside.worst:.1e}")
     return int(beside.bad)
 

@@ -440,4 +440,10 @@ def test_charts_stand_in_the_page_and_beside_it(tmp_path: Path) -> None:
         ("good", "ugly", 1, 3),
         ("good", "ugly", 2, 1),
     ]
-    assert found["pairs"][0]["length_controlled"]["games"] == 4
+    assert found["pairs"][0]["length_controlled"] is None  # "good" is one character longer than "bad" everywhere
+    lines = [json.loads(line) for line in (tmp_path / "run" / "judgments.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(one["model_1"], one["length_1"], one["model_2"], one["length_2"]) for one in lines[:3]} == {
+        ("good", 11, "bad", 10),
+        ("good", 11, "ugly", 11),
+        ("bad", 10, "ugly", 11),
+    }
