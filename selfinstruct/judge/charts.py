@@ -1,6 +1,6 @@
 """Results by category, drawn: a radar to see the shape, bars to read values and intervals. Narrow, so that a phone can show them.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; each model has a marker of its own besides. Names are from data and are
+Colours are Okabe and Ito's, which colour-blind readers tell apart; each model has a marker and a hatching of its own besides. Names are from data and are
 drawn as plain text.
 """
 
@@ -17,6 +17,7 @@ from selfinstruct.results.plots import Figure
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a800")
 _MARKS = "osD^vPX*"
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "ooo", "+++")
 _MOST = len(_COLOURS)
 _RESAMPLES = 1_999
 _WIDE = 4.4  # inches; at 9 points a phone's 360 pixels still show 8
@@ -130,6 +131,7 @@ def _radar(models: Sequence[str], categories: Sequence[str], values: Mapping[Any
                 axes.fill_between(turns, [*low, low[0]], [*high, high[0]], color=_COLOURS[i], alpha=0.14, linewidth=0)
         axes.set_ylim(least, most)
         axes.set_xticks(angles, [shown(category, 18) for category in categories], fontsize=9)
+        axes.tick_params(axis="x", pad=10)
         axes.tick_params(axis="y", labelsize=7)
         axes.set_title(words, fontsize=9, parse_math=False)
         _plain([*axes.get_xticklabels(), *_legend(canvas, axes)])
@@ -150,11 +152,18 @@ def _bars(models: Sequence[str], categories: Sequence[str], values: Mapping[Any,
             # a bootstrap's interval may leave its own estimate out by a hair
             low = [max(0.0, end - factor * row["interval"][0]) for end, (_, row) in zip(ends, rows, strict=True)]
             high = [max(0.0, factor * row["interval"][1] - end) for end, (_, row) in zip(ends, rows, strict=True)]
-            look = {"height": thick * 0.9, "left": least, "color": _COLOURS[i], "alpha": 0.75}
+            look = {
+                "height": thick * 0.9,
+                "left": least,
+                "facecolor": _COLOURS[i],
+                "alpha": 0.75,
+                "hatch": _HATCHES[i],
+                "edgecolor": "white",
+            }
             axes.barh(places, [end - least for end in ends], label=shown(model, 28), **look)
             axes.errorbar(ends, places, xerr=[low, high], fmt=_MARKS[i], color="#222222", markersize=3, elinewidth=1, capsize=2)
         axes.set_yticks(range(len(categories)), [shown(category, 18) for category in categories], fontsize=9)
-        axes.invert_yaxis()
+        axes.set_ylim(len(categories) - 0.45, -0.55)
         axes.set_xlim(least, most)
         if factor == 100.0:
             axes.axvline(50, color="#222222", linewidth=0.8, linestyle=":")
