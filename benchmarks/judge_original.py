@@ -40,9 +40,11 @@ class Beside:
     def __init__(self) -> None:
         self.worst = 0.0
         self.bad = False
+        self.count = 0
 
     def show(self, name: str, ours: float, plain: float, bound: float = 1e-6) -> None:
         gap = abs(ours - plain)
+        self.count += 1
         self.worst, self.bad = max(self.worst, gap), self.bad or not gap <= bound
         print(f"{name:58} {ours:14.6f} {plain:14.6f} {gap:9.1e}")
 
@@ -207,7 +209,7 @@ def main() -> int:
     if options.mt_bench:
         mt_bench(options.mt_bench, beside)
     alpaca_eval(options.alpaca_eval, beside)
-    print(f"largest difference: {beside.worst:.1e}")
+    print(f"largest difference of {beside.count} figures: {beside.worst:.1e}")
     return int(beside.bad)
 
 

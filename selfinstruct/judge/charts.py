@@ -1,7 +1,7 @@
 """Results by category, drawn: a radar to see the shape, bars to read values and intervals. Narrow, so that a phone can show them.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; each model has a marker and a hatching of its own besides. Names are from data and are
-drawn as plain text.
+Colours are Okabe and Ito's, which colour-blind readers tell apart; each model has a marker and a hatching of its own besides. Names are from
+data and are drawn as plain text.
 """
 
 from __future__ import annotations

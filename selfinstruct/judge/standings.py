@@ -79,7 +79,7 @@ def standings(
 
 def _figures(console: Console, games: Sequence[Game], model: str | None) -> dict[str, Any]:
     """Pairs, their turns, and strengths."""
-    pairs = _pairs(games, model)
+    pairs = _readable(console, games, _pairs(games, model))
     compared = [compare(games, ours, theirs) for ours, theirs in pairs]
     controlled = [length_controlled(games, ours, theirs) for ours, theirs in pairs]
     if compared:
@@ -101,6 +101,22 @@ def _pairs(games: Sequence[Game], model: str | None) -> list[tuple[str, str]]:
     if model is not None:
         return [(model, name) for name in names if frozenset((model, name)) in met]
     return [(a, b) for a, b in combinations(names, 2) if frozenset((a, b)) in met]
+
+
+def _readable(console: Console, games: Sequence[Game], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs with a game that could be read; the others are told.
+
+    Raises:
+        DataError: there is none.
+    """
+    met = {frozenset((game.first, game.second)) for game in games if game.outcome is not None}
+    found = [pair for pair in pairs if frozenset(pair) in met]
+    lost = [pair for pair in pairs if frozenset(pair) not in met]
+    for ours, theirs in lost if found else ():
+        console.print(f"no readable judgment compares {ours} with {theirs}; they are left out", markup=False)
+    if lost and not found:
+        raise DataError(f"no readable judgment compares {lost[0][0]} with {lost[0][1]}")
+    return found
 
 
 def _turns(games: Sequence[Game], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

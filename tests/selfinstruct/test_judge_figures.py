@@ -148,6 +148,17 @@ def test_people_and_judges_are_told_apart(tmp_path: Path) -> None:
     assert "people" not in alone
 
 
+def test_a_pair_that_nobody_could_read_is_told(tmp_path: Path) -> None:
+    lost = [pair_row(i, "error", "tie", "a", "c") for i in range(3)]
+    file = write(tmp_path / "j.jsonl", [*lost, *(pair_row(i, "model_1", "model_1") for i in range(3))])
+    screen = io.StringIO()
+    found = standings([file], None, Console(file=screen, width=200))
+    assert [(one["ours"], one["theirs"]) for one in found["pairs"]] == [("a", "b")]
+    assert "no readable judgment compares a with c; they are left out" in screen.getvalue()
+    with pytest.raises(DataError, match="no readable judgment compares a with c"):
+        standings([write(tmp_path / "lost.jsonl", lost)], None, Console(file=screen))
+
+
 # -- equal length ---------------------------------------------------------------------------------------------------
 
 

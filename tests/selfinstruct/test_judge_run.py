@@ -353,6 +353,8 @@ def test_answers_that_do_not_fit_the_questions_are_refused(tmp_path: Path) -> No
     [
         ({"mode": "baseline"}, MODELS, "names the model that others are held against"),
         ({"baseline": "good"}, MODELS, "names the model that others are held against"),
+        ({"repeats": 0}, MODELS, "judge.repeats: .*greater than or equal to 1"),
+        ({"repeats": 101}, MODELS, "judge.repeats: .*less than or equal to 100"),
         ({}, ("good",), "mode: pairs compares models; give the answers of two at least"),
     ],
 )
