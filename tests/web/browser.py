@@ -1,0 +1,130 @@
+"""The page as a person uses it: ``sft web`` as a process of its own, and Chromium driven by Playwright."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.browser import CHROMIUM
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def site(servers: list[str], folder: Path, *more: str, key: str | None = None) -> Iterator[str]:
+    """``sft web`` on a free port; yields its address."""
+    command = [sys.executable, "-m", "sft", "web", "--port", "0", *(part for url in servers for part in ("--server", url)), *more]
+    command += ["--votes", str(folder / "votes.jsonl"), "--saved", str(folder / "saved.jsonl")]
+    environment = {name: value for name, value in os.environ.items() if name != "VICUGNA_API_KEY"} | {"PYTHONPATH": str(ROOT)}
+    if key is not None:
+        environment["VICUGNA_API_KEY"] = key
+    with (folder / "web.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=environment)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("http://"), (folder / "web.log").read_text(encoding="utf-8")
+            yield line.split()[0]
+        finally:
+            process.terminate()
+            process.wait(10)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser that knows no host but this one."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+class Seen:
+    """One page of a fresh browser, and everything that it asked for or complained about.
+
+    Attributes:
+        requests: addresses that were asked for.
+        blocked: those that the page's own policy kept from being asked for.
+        errors: uncaught errors of scripts.
+    """
+
+    def __init__(self, browser: Any, url: str, *, width: int = 1200, height: int = 900, locale: str = "en-US") -> None:
+        self.url = url
+        self.context = browser.new_context(viewport={"width": width, "height": height}, locale=locale)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(8000)
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.blocked: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("requestfailed", self._failed)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.page.wait_for_selector("#chat-typed textarea")
+
+    def _failed(self, request: Any) -> None:
+        if request.failure == "csp":
+            self.blocked.append(request.url)
+            self.requests.remove(request.url)
+
+    def close(self) -> None:
+        self.context.close()
+
+    def ready(self, model: str) -> None:
+        """Wait until the models are there."""
+        self.wait("(name) => document.querySelector('#chat-model input').value === name", model)
+
+    def wait(self, condition: str, argument: Any = None) -> None:
+        self.page.wait_for_function(condition, arg=argument)
+
+    def type(self, text: str, tab: str = "chat") -> None:
+        self.page.fill(f"#{tab}-typed textarea", text)
+
+    def typed(self, tab: str = "chat") -> str:
+        return str(self.page.input_value(f"#{tab}-typed textarea"))
+
+    def send(self, text: str, tab: str = "chat") -> None:
+        self.type(text, tab)
+        self.page.press(f"#{tab}-typed textarea", "Enter")
+
+    def press(self, name: str, tab: str = "chat") -> None:
+        self.page.click(f"#{tab}-{name}")
+
+    def enabled(self, name: str, tab: str = "chat") -> bool:
+        return bool(self.page.is_enabled(f"#{tab}-{name}"))
+
+    def idle(self, tab: str = "chat") -> None:
+        """Wait until nothing is being written."""
+        self.wait("(tab) => document.querySelector(`#${tab}-stop`).disabled && !document.querySelector(`#${tab}-send`).disabled", tab)
+
+    def shows(self, text: str, box: str = "chat-box-0") -> None:
+        self.wait("([box, text]) => document.getElementById(box).innerText.includes(text)", [box, text])
+
+    def text(self, box: str = "chat-box-0") -> str:
+        return str(self.page.inner_text(f"#{box}"))
+
+    def notice(self, part: str, tab: str = "chat") -> None:
+        """Wait until the notice holds a text."""
+        self.wait(
+            "([tab, part]) => (document.querySelector(`#${tab}-notice textarea`)?.value ?? '').includes(part)", [tab, part]
+        )
+
+    def messages(self, box: str = "chat-box-0") -> list[str]:
+        """The texts in a chat box, questions and answers in turn."""
+        return [text.strip() for text in self.page.locator(f"#{box} .message .prose, #{box} .message .md").all_inner_texts()]
+
+    def edit(self, place: int, text: str) -> None:
+        """Put other words in the place of a question or an answer, by its pencil."""
+        self.page.locator("#chat-box-0 [aria-label='Edit']").nth(place).click()
+        self.page.locator("#chat-box-0 .message textarea").fill(text)
+        self.page.locator("#chat-box-0 [aria-label='Submit']").click()

@@ -1,0 +1,308 @@
+"""``sft web`` in Chromium: what a person sees, what stands in the files afterwards, and what the servers were asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.data.conversation import Turn
+from sft.data.formats import FORMATS
+from tests.browser import CHROMIUM
+from tests.web.browser import Seen, chromium, site
+from tests.web.stub import INDENTED, Stub
+
+if CHROMIUM is None:
+    pytest.skip("NO BROWSER: the page is not tested here; apt-get install chromium", allow_module_level=True)
+pytest.importorskip("gradio", reason="NO GRADIO: the page is not tested here; pip install 'vicugna[web]'")
+pytest.importorskip("playwright", reason="NO PLAYWRIGHT: the page is not tested here; pip install playwright")
+
+NAMES = ("alpha", "<b>beta</b>")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def _module_stub() -> Iterator[Stub]:
+    started = Stub(NAMES)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def _module_site(_module_stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("web")
+    with site([_module_stub.url], folder) as url:
+        yield url, folder
+
+
+@pytest.fixture
+def stub(_module_stub: Stub) -> Stub:
+    _module_stub.forget()
+    return _module_stub
+
+
+@pytest.fixture
+def folder(_module_site: tuple[str, Path]) -> Path:
+    for name in ("votes.jsonl", "saved.jsonl"):
+        (_module_site[1] / name).unlink(missing_ok=True)
+    return _module_site[1]
+
+
+@pytest.fixture
+def seen(browser: Any, stub: Stub, folder: Path, _module_site: tuple[str, Path]) -> Iterator[Seen]:
+    page = Seen(browser, _module_site[0])
+    page.ready("alpha")
+    yield page
+    page.close()
+    assert page.errors == []
+    assert [address for address in page.requests if not address.startswith(page.url)] == []  # the page needs no network
+    assert "Traceback" not in (folder / "web.log").read_text(encoding="utf-8")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def roles(asked: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in asked["messages"]]
+
+
+def test_a_dialogue_is_talked_edited_undone_and_saved(seen: Seen, stub: Stub, folder: Path) -> None:
+    seen.page.click("#chat-settings button")
+    seen.page.fill("#chat-system textarea", "Be brief.")
+    seen.send("One?")
+    seen.shows("alpha says: One?")
+    seen.idle()
+    seen.send("Two?")
+    seen.shows("alpha says: Two?")
+    seen.idle()
+    first = [("system", "Be brief."), ("user", "One?")]
+    assert roles(stub.asked[0]) == first
+    assert roles(stub.asked[1]) == [*first, ("assistant", "alpha says: One?"), ("user", "Two?")]
+
+    seen.press("regenerate")
+    stub.wait_for(3)
+    seen.idle()
+    assert [roles(one)[-1] for one in stub.asked[1:]] == [("user", "Two?")] * 2
+
+    seen.edit(2, "Three?")  # the second question
+    seen.shows("alpha says: Three?")
+    seen.idle()
+    assert seen.messages() == ["One?", "alpha says: One?", "Three?", "alpha says: Three?"]
+    seen.edit(3, "  Said by hand.")
+    seen.shows("Said by hand.")
+    seen.edit(0, "Zero?")  # takes what came after it along
+    seen.notice("1 later exchange(s)")
+    seen.idle()
+    assert seen.messages() == ["Zero?", "alpha says: Zero?"]
+    seen.press("undo")
+    seen.shows("Said by hand.")
+    assert seen.typed() == ""
+
+    seen.press("save")
+    seen.notice("Saved 2 answer(s)")
+    seen.press("save")
+    seen.notice("already")
+    (row,) = rows(folder / "saved.jsonl")
+    (turns,) = FORMATS["sharegpt"](row, {}).conversations
+    assert turns == (
+        *(Turn("system", "Be brief."), Turn("user", "One?"), Turn("assistant", "alpha says: One?")),
+        *(Turn("user", "Three?"), Turn("assistant", "  Said by hand.")),
+    )
+    assert row["model"] == "alpha"
+
+    seen.type("half a thought")
+    seen.press("new")
+    seen.wait("() => document.querySelectorAll('#chat-box-0 .message').length === 0")
+    assert seen.typed() == "half a thought"
+    seen.press("undo")
+    seen.shows("Said by hand.")
+
+
+def test_stop_keeps_what_came_and_the_server_stops(seen: Seen, stub: Stub, folder: Path) -> None:
+    seen.send("hold on")
+    seen.shows("alpha sa")  # while the server still writes
+    assert seen.enabled("stop")
+    assert not seen.enabled("regenerate")
+    seen.send("typed meanwhile")
+    seen.notice("An answer is being written")
+    seen.press("stop")
+    seen.idle()
+    assert stub.hung_up.wait(5)
+    assert seen.messages() == ["hold on", "alpha say"]
+    assert seen.typed() == "typed meanwhile"
+    seen.press("save")
+    seen.notice("answer 1 did not come to its own end")
+    assert not (folder / "saved.jsonl").exists()
+
+
+def test_a_page_that_is_closed_stops_the_server(browser: Any, seen: Seen, stub: Stub) -> None:
+    other = Seen(browser, seen.url)
+    other.ready("alpha")
+    other.send("hold on")
+    other.shows("alpha sa")
+    other.close()
+    assert stub.hung_up.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("overflow it", "does not fit into the model's context; nothing was cut"),
+        ("busy you", "is busy"),
+        ("wrong", "failed. 500: alpha has a fault"),
+        ("break off", "broke off within the answer"),
+        ("long", "Cut at the longest answer"),
+    ],
+)
+def test_what_goes_wrong_is_said_and_nothing_typed_is_lost(question: str, said: str, seen: Seen) -> None:
+    seen.send(question)
+    seen.notice(said)
+    seen.idle()
+    assert seen.messages()[0] == question
+    if question.startswith(("overflow", "busy", "wrong")):
+        seen.send("what I typed next")
+        seen.notice("has no answer to go on from")
+        assert seen.typed() == "what I typed next"
+        seen.press("undo")
+        seen.wait("() => document.querySelector('#chat-typed textarea').value.includes('\\n')")
+        assert seen.typed() == f"{question}\nwhat I typed next"
+
+
+def test_nothing_that_a_model_writes_is_run(seen: Seen) -> None:
+    seen.send("evil please")
+    seen.shows("after")
+    seen.idle()
+    seen.wait("() => !document.querySelector('#chat-box-0 .message img[src*=outside]')?.complete === false")
+    assert seen.blocked == ["http://outside.invalid/pixel.png"]
+    assert seen.page.locator("#chat-box-0 .message a").evaluate_all("links => links.map(link => link.protocol)") in ([], [":"])
+    assert seen.page.evaluate("window.owned") is None
+    assert seen.page.locator("#chat-box-0 .message iframe, #chat-box-0 .message script").count() == 0
+    shown = seen.text()
+    assert "<script>window.owned = 1</script>" in shown  # what the model wrote is read, not hidden
+    assert "<iframe" in shown
+    assert "if (a <b) { x<y>(1) }" in shown
+    seen.page.click("#chat-settings button")
+    seen.page.check("#chat-plain input")
+    seen.shows("<img src=x onerror='window.owned = 2'>")
+    assert seen.page.evaluate("window.owned") is None
+
+
+def test_texts_keep_their_spaces(seen: Seen, folder: Path) -> None:
+    seen.send("indented  please ")
+    seen.shows("four spaces")
+    seen.idle()
+    seen.press("save")
+    seen.notice("Saved 1")
+    (row,) = rows(folder / "saved.jsonl")
+    assert [turn["value"] for turn in row["conversations"]] == ["indented  please ", INDENTED]
+
+
+def test_two_models_are_compared_blind_and_voted_on_once(seen: Seen, stub: Stub, folder: Path) -> None:
+    seen.page.click("button[role=tab]:has-text('Side by side')")
+    votes = ("model_a", "model_b", "tie", "tie (bothbad)")
+    seen.send("hold both", "arena")
+    seen.shows("▌", "arena-box-0")
+    seen.shows("▌", "arena-box-1")
+    assert {one["model"] for one in stub.asked} == set(NAMES)
+    assert not any(seen.enabled(name.split()[0], "arena") for name in votes)  # neither is finished
+    stub.released.set()
+    seen.idle("arena")
+    seen.send("And 你好吗，今天天气怎么样？", "arena")
+    seen.wait("() => !document.querySelector('#arena-model_b').disabled")
+    boxes = [seen.text(f"arena-box-{side}") for side in (0, 1)]
+    assert ["Left model" in boxes[0], "Right model" in boxes[1]] == [True, True]
+    labels = "() => [...document.querySelectorAll('#arena-box-0 label, #arena-box-1 label')].map(one => one.innerText.trim())"
+    assert seen.page.evaluate(labels) == ["Left model", "Right model"]
+    assert not (folder / "votes.jsonl").exists()
+
+    seen.press("model_b", "arena")
+    seen.notice("Your vote is recorded", "arena")
+    (vote,) = rows(folder / "votes.jsonl")
+    left, right = vote["model_a"], vote["model_b"]
+    assert {left, right} == set(NAMES)
+    assert seen.page.evaluate(labels) == [f"Left model: {left}", f"Right model: {right}"]
+    assert vote["conversation_a"][1] == {"role": "assistant", "content": f"{left} says: hold both"}
+    assert f"{left} says: hold both" in boxes[0]
+    assert (vote["winner"], vote["turn"], vote["language"]) == ("model_b", 2, "Chinese")
+    assert not any(seen.enabled(name.split()[0], "arena") for name in (*votes, "regenerate", "undo", "send"))
+
+    seen.press("new_round", "arena")
+    seen.wait("() => !document.querySelector('#arena-send').disabled")
+    assert seen.page.evaluate(labels) == ["Left model", "Right model"]
+    seen.send("wrong again", "arena")
+    seen.notice("A server failed", "arena")
+    seen.idle("arena")
+    words = seen.page.input_value("#arena-notice textarea") + seen.text("arena-box-0") + seen.text("arena-box-1")
+    assert not any(name in words for name in NAMES)  # a fault gives no model away
+    assert not seen.enabled("tie", "arena")
+
+
+def test_a_phone_shows_it_all_in_its_width(browser: Any, seen: Seen) -> None:
+    phone = Seen(browser, seen.url, width=390, height=844, locale="zh-CN")
+    phone.ready("alpha")
+    assert phone.page.url.endswith("/zh/")
+    assert phone.page.evaluate("document.documentElement.lang") == "zh-CN"
+    phone.send("a" * 300 + " 很长的一行")
+    phone.shows("alpha says: aaa")
+    phone.idle()
+    for tab, label in (("chat", "对话"), ("arena", "双盲对比")):
+        phone.page.click(f"button[role=tab]:has-text('{label}')")
+        phone.page.wait_for_selector(f"#{tab}-typed textarea", state="visible")
+        assert phone.page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [390, 390]
+        for button in phone.page.locator("button:visible").all():
+            if button.get_attribute("id"):
+                button.scroll_into_view_if_needed()
+                place = button.bounding_box()
+                assert place["x"] >= 0, button.get_attribute("id")
+                assert place["x"] + place["width"] <= 390, button.get_attribute("id")
+                assert place["height"] >= 30, button.get_attribute("id")
+    assert "发送" in phone.text("arena-send")
+    phone.close()
+    assert phone.errors == []
+
+
+def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, tmp_path: Path) -> None:
+    locked, gone = Stub(("gamma",), key="sesame-open"), Stub(("delta",))
+    gone.close()
+    with site([locked.url, gone.url], tmp_path, "--lang", "en", key="wrong-key") as url:
+        page = Seen(browser, url, locale="zh-CN")
+        assert page.page.url.endswith("/en/")
+        page.notice("does not take the API key")
+        page.notice(f"{gone.url}/v1 cannot be reached")
+        assert "wrong-key" not in page.page.input_value("#chat-notice textarea")
+        page.send("Hello?")
+        page.notice("No model is chosen")
+        assert page.typed() == "Hello?"
+        locked.key = "wrong-key"
+        page.press("refresh")
+        page.ready("gamma")
+        page.page.press("#chat-typed textarea", "Enter")
+        page.shows("gamma says: Hello?")
+        page.close()
+    assert "wrong-key" not in (tmp_path / "web.log").read_text(encoding="utf-8")
+    locked.close()
+    shutil.rmtree(tmp_path)
+
+
+def test_only_loopback_is_answered_and_nothing_comes_from_elsewhere(seen: Seen) -> None:
+    import http.client
+
+    address = seen.url.removeprefix("http://").rstrip("/")
+    for host, status in ((address, 200), ("evil.example", 400)):
+        connection = http.client.HTTPConnection(address)
+        connection.request("GET", "/en/", headers={"Host": host})
+        answer = connection.getresponse()
+        assert answer.status == status
+        policy = answer.getheader("Content-Security-Policy") or ""
+        assert policy.startswith("default-src 'self'")
+        connection.close()
