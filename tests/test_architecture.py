@@ -40,6 +40,10 @@ CLOSED = {
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
     "sft/curate/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+    "sft/web/": (
+        *("sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+        *("torch", "transformers", "datasets"),
+    ),
     "sft/train.py": ("sft.plan", "sft.cli"),
     "selfinstruct/": ("torch", "transformers", "peft", "trl", "accelerate", "datasets"),
     "selfinstruct/records.py": ("selfinstruct", "sft"),
@@ -84,7 +88,9 @@ DOORS = {
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
-    "openai": ("selfinstruct/teacher/client.py",),
+    # a teacher is asked by the one; the other is the page's client of models that sft serves, and sft never imports selfinstruct
+    "openai": ("selfinstruct/teacher/client.py", "sft/web/servers.py"),
+    "gradio": ("sft/web/app.py", "sft/web/tabs.py"),
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),

@@ -36,6 +36,7 @@ VERBS = {
     "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
     "answer": ("--out", "--name", "--temperature", "--max-tokens"),
     "eval": ("--set", "--model"),
+    "web": ("--server", "--host", "--port", "--votes", "--saved", "--lang"),
 }
 
 

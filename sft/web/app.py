@@ -77,9 +77,7 @@ def blocks(desk: Desk, language: Language) -> gr.Blocks:
             gone.chat.stop()
             gone.battle.talk.stop()
 
-        page.load(
-            chat.on_models, [chat.model], [chat.model, chat.notice], show_progress="hidden", api_visibility="private"
-        )
+        page.load(chat.on_models, [chat.model], [chat.model, chat.notice], show_progress="hidden", api_visibility="private")
         page.unload(left)
     page.queue(default_concurrency_limit=None)
     return page
@@ -130,6 +128,6 @@ def application(desk: Desk, host: str, lang: Language | None) -> fastapi.FastAPI
 def serve(desk: Desk, listening: socket.socket, host: str, lang: Language | None) -> None:
     """Serve the page until it is stopped."""
     config = uvicorn.Config(
-        application(desk, host, lang), log_level="warning", timeout_graceful_shutdown=2, lifespan="on", server_header=False
+        application(desk, host, lang), log_level="warning", timeout_graceful_shutdown=1, lifespan="on", server_header=False
     )
     uvicorn.Server(config).run(sockets=[listening])

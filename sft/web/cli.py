@@ -21,10 +21,14 @@ def web(
     server: Annotated[
         list[str], typer.Option("--server", metavar="URL", help="OpenAI-compatible server, such as sft serve's. Repeatable.")
     ],
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback let others in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback let others in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)] = 7860,
     votes: Annotated[Path, typer.Option("--votes", metavar="FILE", help="Votes are appended here.")] = Path("votes.jsonl"),
-    saved: Annotated[Path, typer.Option("--saved", metavar="FILE", help="Saved dialogues are appended here.")] = Path("saved.jsonl"),
+    saved: Annotated[Path, typer.Option("--saved", metavar="FILE", help="Saved dialogues are appended here.")] = Path(
+        "saved.jsonl"
+    ),
     lang: Annotated[str, typer.Option("--lang", help="en, zh, or auto: the browser's.")] = "auto",
 ) -> None:
     """Open a page to talk to models, to compare two without their names, and to save dialogues as training rows."""
@@ -65,4 +69,6 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
     except OSError as error:
-        raise InputError(f"--host, --port: cannot listen on {host}:{port}: {error.strerror}; choose another") from None
+        raise InputError(
+            f"--host, --port: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another"
+        ) from None

@@ -123,6 +123,11 @@ class Servers:
         }
         return faults
 
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            await client.close()
+
     async def answer(
         self, name: str, messages: Sequence[Mapping[str, str]], sampling: Sampling
     ) -> AsyncIterator[Piece]:  # an async generator: closing it closes the connection, and the server stops

@@ -82,7 +82,14 @@ class Tab:
         return "\n".join(dict.fromkeys(found))
 
     async def written(
-        self, page: Page, step: Callable[[Talk], None], temperature: float, longest: float, *, notice: str = "", typed: str | None = None
+        self,
+        page: Page,
+        step: Callable[[Talk], None],
+        temperature: float,
+        longest: float,
+        *,
+        notice: str = "",
+        typed: str | None = None,
     ) -> AsyncIterator[Drawn]:
         """Take a step that leaves answers to be written, and write them."""
         talk = self.talk(page)
@@ -115,7 +122,12 @@ class Tab:
                 for side, label in enumerate(labels)
             ]
         self.notice = gr.Textbox(
-            label=self.say("notice"), visible=False, interactive=False, max_lines=8, elem_id=f"{self.name}-notice", elem_classes="notice"
+            label=self.say("notice"),
+            visible=False,
+            interactive=False,
+            max_lines=8,
+            elem_id=f"{self.name}-notice",
+            elem_classes="notice",
         )
 
     def build_input(self) -> None:
@@ -201,7 +213,9 @@ class ChatTab(Tab):
 
     def build(self) -> None:
         with gr.Row():
-            self.model = gr.Dropdown([], label=self.say("model"), filterable=False, scale=4, min_width=200, elem_id="chat-model")
+            self.model = gr.Dropdown(
+                [], label=self.say("model"), filterable=False, scale=4, min_width=200, elem_id="chat-model"
+            )
             self.look = self.button("refresh", scale=0)
         self.build_settings()
         self.build_dialogue([self.say("dialogue")], editable="all")
@@ -211,7 +225,14 @@ class ChatTab(Tab):
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         asked = [self.model, *self.sampling]
         # a second press while one is at work gets its reason instead of silence
-        gr.on([self.send.click, self.typed.submit], self.on_send, [self.typed, *asked], self.outputs, trigger_mode="multiple", **quiet)
+        gr.on(
+            [self.send.click, self.typed.submit],
+            self.on_send,
+            [self.typed, *asked],
+            self.outputs,
+            trigger_mode="multiple",
+            **quiet,
+        )
         self.again.click(self.on_regenerate, asked, self.outputs, **quiet)
         self.boxes[0].edit(self.on_edit, asked, self.outputs, **quiet)
         self.keep.click(self.on_save, None, self.outputs, **quiet)
@@ -315,7 +336,14 @@ class ArenaTab(Tab):
         self.build_settings()
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         # a second press while one is at work gets its reason instead of silence
-        gr.on([self.send.click, self.typed.submit], self.on_send, [self.typed, *self.sampling], self.outputs, trigger_mode="multiple", **quiet)
+        gr.on(
+            [self.send.click, self.typed.submit],
+            self.on_send,
+            [self.typed, *self.sampling],
+            self.outputs,
+            trigger_mode="multiple",
+            **quiet,
+        )
         self.again.click(self.on_regenerate, self.sampling, self.outputs, **quiet)
         for winner, pressed in self.votes.items():
             pressed.click(self._on_vote(winner), None, self.outputs, **quiet)
@@ -341,9 +369,7 @@ class ArenaTab(Tab):
         async for drawn in self.written(page, step, temperature, tokens, typed=""):
             yield drawn
 
-    async def on_regenerate(
-        self, system: str, temperature: float, tokens: float, request: gr.Request
-    ) -> AsyncIterator[Drawn]:
+    async def on_regenerate(self, system: str, temperature: float, tokens: float, request: gr.Request) -> AsyncIterator[Drawn]:
         page = self.desk.page(request.session_hash)
 
         def step(talk: Talk) -> None:

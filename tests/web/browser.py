@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +17,62 @@ from tests.browser import CHROMIUM
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@contextmanager
-def site(servers: list[str], folder: Path, *more: str, key: str | None = None) -> Iterator[str]:
-    """``sft web`` on a free port; yields its address."""
-    command = [sys.executable, "-m", "sft", "web", "--port", "0", *(part for url in servers for part in ("--server", url)), *more]
-    command += ["--votes", str(folder / "votes.jsonl"), "--saved", str(folder / "saved.jsonl")]
-    environment = {name: value for name, value in os.environ.items() if name != "VICUGNA_API_KEY"} | {"PYTHONPATH": str(ROOT)}
-    if key is not None:
-        environment["VICUGNA_API_KEY"] = key
-    with (folder / "web.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=environment)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("http://"), (folder / "web.log").read_text(encoding="utf-8")
-            yield line.split()[0]
-        finally:
-            process.terminate()
-            process.wait(10)
-            if process.stdout is not None:
-                process.stdout.close()
+class Site:
+    """``sft web`` on a free port, which starts while the caller goes on.
+
+    Attributes:
+        folder: holds the files, ``votes.jsonl`` and ``saved.jsonl``, and ``web.log``.
+    """
+
+    def __init__(self, servers: list[str], folder: Path, *more: str, key: str | None = None) -> None:
+        self.folder = folder
+        command = [sys.executable, "-m", "sft", "web", "--port", "0", *(part for url in servers for part in ("--server", url))]
+        command += ["--votes", str(folder / "votes.jsonl"), "--saved", str(folder / "saved.jsonl"), *more]
+        environment = {name: value for name, value in os.environ.items() if name != "VICUGNA_API_KEY"} | {
+            "PYTHONPATH": str(ROOT)
+        }
+        if key is not None:
+            environment["VICUGNA_API_KEY"] = key
+        with (folder / "web.log").open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=environment
+            )
+
+    @cached_property
+    def url(self) -> str:
+        """Its address, once it listens."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line.startswith("http://"), self.log
+        return line.split()[0]
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "web.log").read_text(encoding="utf-8")
+
+    def close(self) -> int:
+        """Stop it as Ctrl-C does. Returns the exit status."""
+        self._process.send_signal(signal.SIGINT)
+        status = self._process.wait(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return status
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser that knows no host but this one."""
+    """A browser that knows no host but this one: a context, whose pages share their cache."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         arguments = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
+        yield browser.new_context(locale="en-US")
         browser.close()
 
 
 class Seen:
-    """One page of a fresh browser, and everything that it asked for or complained about.
+    """One page, and everything that it asked for or complained about.
 
     Attributes:
         requests: addresses that were asked for.
@@ -58,10 +80,10 @@ class Seen:
         errors: uncaught errors of scripts.
     """
 
-    def __init__(self, browser: Any, url: str, *, width: int = 1200, height: int = 900, locale: str = "en-US") -> None:
+    def __init__(self, context: Any, url: str, *, width: int = 1200, height: int = 900) -> None:
         self.url = url
-        self.context = browser.new_context(viewport={"width": width, "height": height}, locale=locale)
-        self.page = self.context.new_page()
+        self.page = context.new_page()
+        self.page.set_viewport_size({"width": width, "height": height})
         self.page.set_default_timeout(8000)
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -69,7 +91,13 @@ class Seen:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("requestfailed", self._failed)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(url)
+        self.open()
+
+    def open(self) -> None:
+        """Load the page, which forgets what was on it."""
+        self.requests.clear()
+        self.blocked.clear()
+        self.page.goto(self.url)
         self.page.wait_for_selector("#chat-typed textarea")
 
     def _failed(self, request: Any) -> None:
@@ -78,7 +106,7 @@ class Seen:
             self.requests.remove(request.url)
 
     def close(self) -> None:
-        self.context.close()
+        self.page.close()
 
     def ready(self, model: str) -> None:
         """Wait until the models are there."""
@@ -105,7 +133,9 @@ class Seen:
 
     def idle(self, tab: str = "chat") -> None:
         """Wait until nothing is being written."""
-        self.wait("(tab) => document.querySelector(`#${tab}-stop`).disabled && !document.querySelector(`#${tab}-send`).disabled", tab)
+        self.wait(
+            "(tab) => document.querySelector(`#${tab}-stop`).disabled && !document.querySelector(`#${tab}-send`).disabled", tab
+        )
 
     def shows(self, text: str, box: str = "chat-box-0") -> None:
         self.wait("([box, text]) => document.getElementById(box).innerText.includes(text)", [box, text])

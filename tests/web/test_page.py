@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from sft.data.conversation import Turn
 from sft.data.formats import FORMATS
 from tests.browser import CHROMIUM
-from tests.web.browser import Seen, chromium, site
+from tests.web.browser import Seen, Site, chromium
 from tests.web.stub import INDENTED, Stub
 
 if CHROMIUM is None:
@@ -25,47 +25,65 @@ NAMES = ("alpha", "<b>beta</b>")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def _module_stub() -> Iterator[Stub]:
+def _stub() -> Iterator[Stub]:
     started = Stub(NAMES)
     yield started
     started.close()
 
 
 @pytest.fixture(scope="module")
-def _module_site(_module_stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("web")
-    with site([_module_stub.url], folder) as url:
-        yield url, folder
+def _locked() -> Iterator[Stub]:
+    started = Stub(("gamma",), key="sesame-open")
+    yield started
+    started.close()
 
 
-@pytest.fixture
-def stub(_module_stub: Stub) -> Stub:
-    _module_stub.forget()
-    return _module_stub
+@pytest.fixture(scope="module")
+def _sites(_stub: Stub, _locked: Stub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site]]:
+    """A page whose server answers, and one whose servers do not: the second has no key, the other is away. They start together."""
+    gone = Stub(())
+    gone.close()
+    first = Site([_stub.url], tmp_path_factory.mktemp("web"))
+    second = Site([_locked.url, gone.url], tmp_path_factory.mktemp("away"), "--lang", "en", key="wrong-key")
+    yield first, second
+    assert [first.close(), second.close()] == [130, 130]  # what Ctrl-C leaves of any verb
 
 
-@pytest.fixture
-def folder(_module_site: tuple[str, Path]) -> Path:
-    for name in ("votes.jsonl", "saved.jsonl"):
-        (_module_site[1] / name).unlink(missing_ok=True)
-    return _module_site[1]
+@pytest.fixture(scope="module")
+def browser(_sites: tuple[Site, Site]) -> Iterator[Any]:
+    with chromium() as started:
+        yield started
 
 
-@pytest.fixture
-def seen(browser: Any, stub: Stub, folder: Path, _module_site: tuple[str, Path]) -> Iterator[Seen]:
-    page = Seen(browser, _module_site[0])
-    page.ready("alpha")
+@pytest.fixture(scope="module")
+def _page(browser: Any, _sites: tuple[Site, Site]) -> Iterator[Seen]:
+    page = Seen(browser, _sites[0].url)
     yield page
     page.close()
-    assert page.errors == []
-    assert [address for address in page.requests if not address.startswith(page.url)] == []  # the page needs no network
-    assert "Traceback" not in (folder / "web.log").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def stub(_stub: Stub) -> Stub:
+    _stub.forget()
+    return _stub
+
+
+@pytest.fixture
+def folder(_sites: tuple[Site, Site]) -> Path:
+    for name in ("votes.jsonl", "saved.jsonl"):
+        (_sites[0].folder / name).unlink(missing_ok=True)
+    return _sites[0].folder
+
+
+@pytest.fixture
+def seen(_page: Seen, stub: Stub, folder: Path, _sites: tuple[Site, Site]) -> Iterator[Seen]:
+    """The page as it is when it was just opened."""
+    _page.open()
+    _page.ready("alpha")
+    yield _page
+    assert _page.errors == []
+    assert [address for address in _page.requests if not address.startswith(_page.url)] == []  # the page needs no network
+    assert "Traceback" not in _sites[0].log
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -78,7 +96,9 @@ def roles(asked: dict[str, Any]) -> list[tuple[str, str]]:
 
 def test_a_dialogue_is_talked_edited_undone_and_saved(seen: Seen, stub: Stub, folder: Path) -> None:
     seen.page.click("#chat-settings button")
+    seen.page.wait_for_timeout(300)  # it unfolds
     seen.page.fill("#chat-system textarea", "Be brief.")
+    seen.page.press("#chat-system textarea", "Tab")
     seen.send("One?")
     seen.shows("alpha says: One?")
     seen.idle()
@@ -248,9 +268,8 @@ def test_two_models_are_compared_blind_and_voted_on_once(seen: Seen, stub: Stub,
 
 
 def test_a_phone_shows_it_all_in_its_width(browser: Any, seen: Seen) -> None:
-    phone = Seen(browser, seen.url, width=390, height=844, locale="zh-CN")
+    phone = Seen(browser, f"{seen.url}zh/", width=390, height=844)
     phone.ready("alpha")
-    assert phone.page.url.endswith("/zh/")
     assert phone.page.evaluate("document.documentElement.lang") == "zh-CN"
     phone.send("a" * 300 + " 很长的一行")
     phone.shows("alpha says: aaa")
@@ -271,38 +290,50 @@ def test_a_phone_shows_it_all_in_its_width(browser: Any, seen: Seen) -> None:
     assert phone.errors == []
 
 
-def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, tmp_path: Path) -> None:
-    locked, gone = Stub(("gamma",), key="sesame-open"), Stub(("delta",))
-    gone.close()
-    with site([locked.url, gone.url], tmp_path, "--lang", "en", key="wrong-key") as url:
-        page = Seen(browser, url, locale="zh-CN")
-        assert page.page.url.endswith("/en/")
-        page.notice("does not take the API key")
-        page.notice(f"{gone.url}/v1 cannot be reached")
-        assert "wrong-key" not in page.page.input_value("#chat-notice textarea")
-        page.send("Hello?")
-        page.notice("No model is chosen")
-        assert page.typed() == "Hello?"
-        locked.key = "wrong-key"
-        page.press("refresh")
-        page.ready("gamma")
-        page.page.press("#chat-typed textarea", "Enter")
-        page.shows("gamma says: Hello?")
-        page.close()
-    assert "wrong-key" not in (tmp_path / "web.log").read_text(encoding="utf-8")
-    locked.close()
-    shutil.rmtree(tmp_path)
+def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, _sites: tuple[Site, Site], _locked: Stub) -> None:
+    site = _sites[1]
+    page = Seen(browser, site.url)
+    page.notice("does not take the API key")
+    page.notice("/v1 cannot be reached")
+    assert "wrong-key" not in page.page.input_value("#chat-notice textarea")
+    page.send("Hello?")
+    page.notice("No model is chosen")
+    assert page.typed() == "Hello?"
+    _locked.key = "wrong-key"
+    page.press("refresh")
+    page.ready("gamma")
+    page.page.press("#chat-typed textarea", "Enter")
+    page.shows("gamma says: Hello?")
+    page.close()
+    assert "wrong-key" not in site.log
 
 
-def test_only_loopback_is_answered_and_nothing_comes_from_elsewhere(seen: Seen) -> None:
-    import http.client
-
-    address = seen.url.removeprefix("http://").rstrip("/")
-    for host, status in ((address, 200), ("evil.example", 400)):
+def test_only_loopback_is_answered_and_nothing_comes_from_elsewhere(_sites: tuple[Site, Site], folder: Path) -> None:
+    (folder / "saved.jsonl").write_text("sesame-row", encoding="utf-8")
+    address = _sites[0].url.removeprefix("http://").rstrip("/")
+    for host, path, status in (
+        (address, "/en/", 200),
+        ("evil.example", "/en/", 400),
+        (address, f"/en/gradio_api/file={folder / 'saved.jsonl'}", 403),
+    ):
         connection = http.client.HTTPConnection(address)
-        connection.request("GET", "/en/", headers={"Host": host})
+        connection.request("GET", path, headers={"Host": host})
         answer = connection.getresponse()
-        assert answer.status == status
+        assert answer.status == status, path
+        assert b"sesame-row" not in answer.read()
         policy = answer.getheader("Content-Security-Policy") or ""
-        assert policy.startswith("default-src 'self'")
+        assert policy.startswith("default-src 'self';")
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "accepted", "place"), [(0, "zh-CN,zh;q=0.9,en;q=0.8", "zh/"), (0, "fr, en", "en/"), (1, "zh", "en/")]
+)
+def test_the_browser_chooses_the_language_unless_lang_does(
+    number: int, accepted: str, place: str, _sites: tuple[Site, Site]
+) -> None:
+    connection = http.client.HTTPConnection(_sites[number].url.removeprefix("http://").rstrip("/"))
+    connection.request("GET", "/", headers={"Accept-Language": accepted})
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("Location")) == (307, place)
+    connection.close()
