@@ -93,13 +93,14 @@ def application(desk: Desk, host: str, lang: Language | None) -> fastapi.FastAPI
     """
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/")
     async def start(request: fastapi.Request) -> RedirectResponse:
         return RedirectResponse(f"{lang or preferred(request.headers.get('accept-language', ''))}/")
 
-    @app.get("/favicon.ico")
     async def icon() -> Response:
         return Response(status_code=204)
+
+    app.add_api_route("/", start, response_model=None)
+    app.add_api_route("/favicon.ico", icon, response_model=None)
 
     theme = gr.themes.Default(font=_FONTS, font_mono=_MONO)
     for language in LANGUAGES:

@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import openai
@@ -145,10 +145,11 @@ class Servers:
             raise Fault("no_such_model", "", name)
         url, model = self._models[name]
         finish, fault = None, None
+        told: Any = list(messages)  # plain dicts are what the client's typed ones are
         try:
             stream = await self._clients[url].chat.completions.create(
                 model=model,
-                messages=list(messages),  # type: ignore[arg-type]  # plain dicts are what its typed ones are
+                messages=told,
                 temperature=sampling.temperature,
                 max_tokens=sampling.max_tokens,
                 stream=True,

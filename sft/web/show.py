@@ -10,67 +10,12 @@ from sft.web.talk import Talk
 _TAG = re.compile(r"</?([a-zA-Z][^\s/<>]*)")
 _CURSOR = "▌"
 # What the browser's own rendering of Markdown, code and formulas is made of: it cannot be told from the same tag in an answer.
-_OF_MARKDOWN = frozenset(
-    [
-        "a",
-        "annotation",
-        "blockquote",
-        "br",
-        "button",
-        "code",
-        "del",
-        "div",
-        "em",
-        "g",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "img",
-        "input",
-        "li",
-        "line",
-        "math",
-        "mfrac",
-        "mi",
-        "mn",
-        "mo",
-        "mover",
-        "mrow",
-        "msqrt",
-        "mstyle",
-        "msub",
-        "msubsup",
-        "msup",
-        "mtable",
-        "mtd",
-        "mtext",
-        "mtr",
-        "munder",
-        "ol",
-        "p",
-        "path",
-        "polyline",
-        "pre",
-        "rect",
-        "s",
-        "semantics",
-        "span",
-        "strong",
-        "svg",
-        "table",
-        "tbody",
-        "td",
-        "tfoot",
-        "th",
-        "thead",
-        "tr",
-        "ul",
-    ]
-)
+_RENDERED = """
+    a annotation blockquote br button code del div em g h1 h2 h3 h4 h5 h6 hr img input li line math mfrac mi mn mo mover mrow msqrt
+    mstyle msub msubsup msup mtable mtd mtext mtr munder ol p path polyline pre rect s semantics span strong svg table tbody td tfoot
+    th thead tr ul
+"""
+_OF_MARKDOWN = frozenset(_RENDERED.split())
 
 
 def box(talk: Talk, side: int, *, plain: bool = False) -> dict[str, Any]:

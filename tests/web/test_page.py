@@ -25,65 +25,65 @@ NAMES = ("alpha", "<b>beta</b>")
 
 
 @pytest.fixture(scope="module")
-def _stub() -> Iterator[Stub]:
+def serving() -> Iterator[Stub]:
     started = Stub(NAMES)
     yield started
     started.close()
 
 
 @pytest.fixture(scope="module")
-def _locked() -> Iterator[Stub]:
+def locked() -> Iterator[Stub]:
     started = Stub(("gamma",), key="sesame-open")
     yield started
     started.close()
 
 
 @pytest.fixture(scope="module")
-def _sites(_stub: Stub, _locked: Stub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site]]:
+def sites(serving: Stub, locked: Stub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site]]:
     """A page whose server answers, and one whose servers do not: the second has no key, the other is away. They start together."""
     gone = Stub(())
     gone.close()
-    first = Site([_stub.url], tmp_path_factory.mktemp("web"))
-    second = Site([_locked.url, gone.url], tmp_path_factory.mktemp("away"), "--lang", "en", key="wrong-key")
+    first = Site([serving.url], tmp_path_factory.mktemp("web"))
+    second = Site([locked.url, gone.url], tmp_path_factory.mktemp("away"), "--lang", "en", key="wrong-key")
     yield first, second
     assert [first.close(), second.close()] == [130, 130]  # what Ctrl-C leaves of any verb
 
 
 @pytest.fixture(scope="module")
-def browser(_sites: tuple[Site, Site]) -> Iterator[Any]:
+def browser(sites: tuple[Site, Site]) -> Iterator[Any]:
     with chromium() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def _page(browser: Any, _sites: tuple[Site, Site]) -> Iterator[Seen]:
-    page = Seen(browser, _sites[0].url)
+def whole(browser: Any, sites: tuple[Site, Site]) -> Iterator[Seen]:
+    page = Seen(browser, sites[0].url)
     yield page
     page.close()
 
 
 @pytest.fixture
-def stub(_stub: Stub) -> Stub:
-    _stub.forget()
-    return _stub
+def stub(serving: Stub) -> Stub:
+    serving.forget()
+    return serving
 
 
 @pytest.fixture
-def folder(_sites: tuple[Site, Site]) -> Path:
+def folder(sites: tuple[Site, Site]) -> Path:
     for name in ("votes.jsonl", "saved.jsonl"):
-        (_sites[0].folder / name).unlink(missing_ok=True)
-    return _sites[0].folder
+        (sites[0].folder / name).unlink(missing_ok=True)
+    return sites[0].folder
 
 
 @pytest.fixture
-def seen(_page: Seen, stub: Stub, folder: Path, _sites: tuple[Site, Site]) -> Iterator[Seen]:
+def seen(whole: Seen, stub: Stub, folder: Path, sites: tuple[Site, Site]) -> Iterator[Seen]:
     """The page as it is when it was just opened."""
-    _page.open()
-    _page.ready("alpha")
-    yield _page
-    assert _page.errors == []
-    assert [address for address in _page.requests if not address.startswith(_page.url)] == []  # the page needs no network
-    assert "Traceback" not in _sites[0].log
+    whole.open()
+    whole.ready("alpha")
+    yield whole
+    assert whole.errors == []
+    assert [address for address in whole.requests if not address.startswith(whole.url)] == []  # the page needs no network
+    assert "Traceback" not in sites[0].log
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -290,8 +290,8 @@ def test_a_phone_shows_it_all_in_its_width(browser: Any, seen: Seen) -> None:
     assert phone.errors == []
 
 
-def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, _sites: tuple[Site, Site], _locked: Stub) -> None:
-    site = _sites[1]
+def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, sites: tuple[Site, Site], locked: Stub) -> None:
+    site = sites[1]
     page = Seen(browser, site.url)
     page.notice("does not take the API key")
     page.notice("/v1 cannot be reached")
@@ -299,7 +299,7 @@ def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, _sites: tu
     page.send("Hello?")
     page.notice("No model is chosen")
     assert page.typed() == "Hello?"
-    _locked.key = "wrong-key"
+    locked.key = "wrong-key"
     page.press("refresh")
     page.ready("gamma")
     page.page.press("#chat-typed textarea", "Enter")
@@ -308,9 +308,9 @@ def test_a_server_that_is_away_and_one_that_wants_a_key(browser: Any, _sites: tu
     assert "wrong-key" not in site.log
 
 
-def test_only_loopback_is_answered_and_nothing_comes_from_elsewhere(_sites: tuple[Site, Site], folder: Path) -> None:
+def test_only_loopback_is_answered_and_nothing_comes_from_elsewhere(sites: tuple[Site, Site], folder: Path) -> None:
     (folder / "saved.jsonl").write_text("sesame-row", encoding="utf-8")
-    address = _sites[0].url.removeprefix("http://").rstrip("/")
+    address = sites[0].url.removeprefix("http://").rstrip("/")
     for host, path, status in (
         (address, "/en/", 200),
         ("evil.example", "/en/", 400),
@@ -330,9 +330,9 @@ def test_only_loopback_is_answered_and_nothing_comes_from_elsewhere(_sites: tupl
     ("number", "accepted", "place"), [(0, "zh-CN,zh;q=0.9,en;q=0.8", "zh/"), (0, "fr, en", "en/"), (1, "zh", "en/")]
 )
 def test_the_browser_chooses_the_language_unless_lang_does(
-    number: int, accepted: str, place: str, _sites: tuple[Site, Site]
+    number: int, accepted: str, place: str, sites: tuple[Site, Site]
 ) -> None:
-    connection = http.client.HTTPConnection(_sites[number].url.removeprefix("http://").rstrip("/"))
+    connection = http.client.HTTPConnection(sites[number].url.removeprefix("http://").rstrip("/"))
     connection.request("GET", "/", headers={"Accept-Language": accepted})
     answer = connection.getresponse()
     assert (answer.status, answer.getheader("Location")) == (307, place)

@@ -77,7 +77,7 @@ def test_no_vote_before_both_answers_are_finished(tmp_path: Path) -> None:
     fight = battle("a")
     fight.talk.ask("b", "")
     for state in ("writing", "stopped", "broken"):
-        fight.talk.exchanges[1].answers[1].state = state  # type: ignore[assignment]
+        fight.talk.exchanges[1].answers[1].state = state
         assert not fight.open
         with pytest.raises(Refused, match="not_finished"):
             fight.cast("model_a", "human_1", tmp_path / "votes.jsonl")
