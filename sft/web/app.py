@@ -67,9 +67,10 @@ def blocks(desk: Desk, language: Language) -> gr.Blocks:
     with gr.Blocks(title=say(language, "title"), analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"### {say(language, 'title')}　{say(language, 'other')}")
         chat, arena = ChatTab(desk, language), ArenaTab(desk, language)
-        with gr.Tab(say(language, "chat"), id="chat"):
+        # rendered at once: what is typed within the first moments of a box that comes late is lost
+        with gr.Tab(say(language, "chat"), id="chat", render_children=True):
             chat.build()
-        with gr.Tab(say(language, "arena"), id="arena"):
+        with gr.Tab(say(language, "arena"), id="arena", render_children=True):
             arena.build()
 
         async def left(request: gr.Request) -> None:

@@ -41,7 +41,7 @@ def web(
     try:
         from sft.web.app import serve
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("gradio", "fastapi", "starlette", "uvicorn"):  # it brings the others
             raise
         raise InputError("sft web needs gradio, which is not installed: pip install 'vicugna[web]'") from None
     from sft.web.desk import Desk

@@ -112,6 +112,11 @@ class Seen:
         """Wait until the models are there."""
         self.wait("(name) => document.querySelector('#chat-model input').value === name", model)
 
+    def tab(self, label: str) -> None:
+        """Go to another tab, and take the time that a hand takes from there to the keys."""
+        self.page.click(f"button[role=tab]:has-text('{label}')")
+        self.page.wait_for_timeout(400)
+
     def wait(self, condition: str, argument: Any = None) -> None:
         self.page.wait_for_function(condition, arg=argument)
 

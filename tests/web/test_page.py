@@ -228,7 +228,7 @@ def test_texts_keep_their_spaces(seen: Seen, folder: Path) -> None:
 
 
 def test_two_models_are_compared_blind_and_voted_on_once(seen: Seen, stub: Stub, folder: Path) -> None:
-    seen.page.click("button[role=tab]:has-text('Side by side')")
+    seen.tab("Side by side")
     votes = ("model_a", "model_b", "tie", "tie (bothbad)")
     seen.send("hold both", "arena")
     seen.shows("▌", "arena-box-0")
@@ -275,7 +275,7 @@ def test_a_phone_shows_it_all_in_its_width(browser: Any, seen: Seen) -> None:
     phone.shows("alpha says: aaa")
     phone.idle()
     for tab, label in (("chat", "对话"), ("arena", "双盲对比")):
-        phone.page.click(f"button[role=tab]:has-text('{label}')")
+        phone.tab(label)
         phone.page.wait_for_selector(f"#{tab}-typed textarea", state="visible")
         assert phone.page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [390, 390]
         for button in phone.page.locator("button:visible").all():

@@ -43,8 +43,9 @@ def _web(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_without_gradio_it_says_what_to_install() -> None:
-    done = _web(before="sys.modules['gradio'] = None")
+@pytest.mark.parametrize("absent", [("gradio",), ("gradio", "fastapi", "starlette", "uvicorn")])
+def test_without_gradio_it_says_what_to_install(absent: tuple[str, ...]) -> None:
+    done = _web(before=f"sys.modules.update(dict.fromkeys({absent!r}))")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "sft web needs gradio, which is not installed: pip install 'vicugna[web]'\n"
 
