@@ -136,8 +136,9 @@ class Seen:
     def enabled(self, name: str, tab: str = "chat") -> bool:
         return bool(self.page.is_enabled(f"#{tab}-{name}"))
 
-    def idle(self, tab: str = "chat") -> None:
-        """Wait until nothing is being written."""
+    def idle(self, tab: str = "chat", after: int = 0) -> None:
+        """Wait until nothing is being written; from so many milliseconds on, where nothing else shows that it has begun."""
+        self.page.wait_for_timeout(after)
         self.wait(
             "(tab) => document.querySelector(`#${tab}-stop`).disabled && !document.querySelector(`#${tab}-send`).disabled", tab
         )

@@ -111,7 +111,7 @@ def test_a_dialogue_is_talked_edited_undone_and_saved(seen: Seen, stub: Stub, fo
 
     seen.press("regenerate")
     stub.wait_for(3)
-    seen.idle()
+    seen.idle(after=300)
     assert [roles(one)[-1] for one in stub.asked[1:]] == [("user", "Two?")] * 2
 
     seen.edit(2, "Three?")  # the second question
@@ -238,7 +238,9 @@ def test_two_models_are_compared_blind_and_voted_on_once(seen: Seen, stub: Stub,
     stub.released.set()
     seen.idle("arena")
     seen.send("And 你好吗，今天天气怎么样？", "arena")
-    seen.wait("() => !document.querySelector('#arena-model_b').disabled")
+    stub.wait_for(4)
+    seen.idle("arena", after=300)
+    assert seen.enabled("model_b", "arena")
     boxes = [seen.text(f"arena-box-{side}") for side in (0, 1)]
     assert ["Left model" in boxes[0], "Right model" in boxes[1]] == [True, True]
     labels = "() => [...document.querySelectorAll('#arena-box-0 label, #arena-box-1 label')].map(one => one.innerText.trim())"
