@@ -19,6 +19,7 @@ import typer
 from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
 from sft.run import verbs
+from sft.web.cli import web
 
 if TYPE_CHECKING:
     from sft.recipe import Recipe
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data, name="data")
+app.command()(web)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or a run directory (its recipe.yaml).")]
 Set = Annotated[
@@ -344,7 +346,7 @@ def main() -> None:
     rank0 = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING if not rank0 else logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # its retries; the failure itself is ours to tell
-    for noisy in ("httpx", "huggingface_hub", "datasets", "matplotlib", "accelerate", "transformers", "torch"):
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "datasets", "matplotlib", "accelerate", "transformers", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisy in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # what they could not load here is not used
         logging.getLogger(noisy).setLevel(logging.ERROR)

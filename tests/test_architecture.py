@@ -44,6 +44,10 @@ CLOSED = {
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
     "sft/curate/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+    "sft/web/": (
+        *("sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+        *("torch", "transformers", "datasets"),
+    ),
     "sft/train.py": ("sft.plan", "sft.cli"),
     "selfinstruct/": ("torch", "transformers", "peft", "trl", "accelerate", "datasets"),
     "selfinstruct/records.py": ("selfinstruct", "sft"),
@@ -89,8 +93,10 @@ DOORS = {
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
-    "openai": ("sft/remote/door.py", "selfinstruct/teacher/client.py"),  # the second for its types alone
+    # the second for its types alone; the third is the page's client of models that sft serves
+    "openai": ("sft/remote/door.py", "selfinstruct/teacher/client.py", "sft/web/servers.py"),
     "prompt_toolkit": ("sft/run/terminal.py",),
+    "gradio": ("sft/web/app.py", "sft/web/tabs.py"),
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),

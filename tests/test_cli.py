@@ -39,6 +39,7 @@ VERBS = {
         *("--engine", "--base-url", "--key-variable", "--concurrency", "--timeout"),
     ),
     "eval": ("--set", "--model"),
+    "web": ("--server", "--host", "--port", "--votes", "--saved", "--lang"),
 }
 
 
