@@ -19,6 +19,7 @@ import typer
 from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
 from sft.run import verbs
+from sft.serve.cli import serve
 
 if TYPE_CHECKING:
     from sft.recipe import Recipe
@@ -308,6 +309,7 @@ def families() -> None:
 
 app.command()(verbs.chat)
 app.command()(verbs.answer)
+app.command()(serve)
 
 
 @app.command("eval")
