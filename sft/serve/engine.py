@@ -136,12 +136,19 @@ class Engine:
         if not self.multi_turn and sum(turn.role == "user" for turn in turns) > 1:
             raise InputError("the template of this model holds one exchange; send one user message")
         try:
-            ids = self.encoder.prompt_ids(Conversation("request", tuple(turns), "request"))
+            ids = self._prompt(turns)
+            for i in [i for i, turn in enumerate(turns) if turn.role == "tool"][:1]:
+                other = replace(turns[i], content=f"{turns[i].content} b")
+                if self._prompt([*turns[:i], other, *turns[i + 1 :]]) == ids:
+                    raise InputError("the template of this model has no place for tool messages and would pass them over")
         except RenderRefused as refusal:
             raise InputError(refusal.detail) from None
         if turns[0].role == "system":
             refuse_system(self.encoder, turns[0].content)
         return ids
+
+    def _prompt(self, turns: Sequence[Turn]) -> list[int]:
+        return self.encoder.prompt_ids(Conversation("request", tuple(turns), "request"))
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a raw text, with what the tokenizer puts before one."""

@@ -102,7 +102,9 @@ def test_an_end_token_is_a_stop_and_counts(client: Any, engine: Engine, monkeypa
     ids = engine.chat_ids([Turn("user", "Hi")])
     import torch
 
-    made = engine.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=-1)[0, len(ids) :].tolist()
+    made = engine.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=-1)[
+        0, len(ids) :
+    ].tolist()
     end = next(i for i in range(3, 12) if made[i] not in made[:i])
     monkeypatch.setattr(engine.encoder, "known_stops", ([made[end]], []))
     told = greedy(client)
@@ -116,7 +118,9 @@ def test_raw_texts_are_continued(client: Any, engine: Engine) -> None:
     counts = [len(engine.tokenizer(text).input_ids) for text in ("Hello there", "Name")]
     assert told.usage.prompt_tokens == sum(counts)
     pieces = ["", ""]
-    for chunk in client.completions.create(model="tiny", prompt=["Hello there", "Name"], temperature=0, max_tokens=8, stream=True):
+    for chunk in client.completions.create(
+        model="tiny", prompt=["Hello there", "Name"], temperature=0, max_tokens=8, stream=True
+    ):
         pieces[chunk.choices[0].index] += chunk.choices[0].text
     assert pieces == [choice.text for choice in told.choices]
     assert client.completions.create(model="tiny", prompt="Name", temperature=0).usage.completion_tokens == 16
@@ -135,14 +139,15 @@ def test_raw_texts_are_continued(client: Any, engine: Engine) -> None:
         ({"max_completion_tokens": 3}, "max_tokens and max_completion_tokens differ", "max_tokens", None),
         ({"stream_options": {"include_usage": True}}, "for stream: true only", "stream_options", None),
         ({"messages": [{"role": "developer", "content": "a"}]}, "no role 'developer'; write system", "messages.0.role", None),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "the template chatml has no tool role", "messages", None),
         ({"messages": [*HI, {"role": "assistant", "content": "a"}]}, "the last message must be of the user", "messages", None),
         ({"messages": [*HI, {"role": "system", "content": "a"}, *HI]}, "would be lost", "messages", None),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "name is not written", "messages.0.name", "unsupported_parameter"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "only parts of type text", "messages.0.content", None),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "only parts", "messages.0.content", None),
     ],
 )  # fmt: skip
-def test_what_would_be_passed_over_is_refused(client: Any, more: dict[str, Any], message: str, param: str, code: str | None) -> None:
+def test_what_would_be_passed_over_is_refused(
+    client: Any, more: dict[str, Any], message: str, param: str, code: str | None
+) -> None:
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         greedy(client, **more)
     assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
@@ -150,7 +155,13 @@ def test_what_would_be_passed_over_is_refused(client: Any, more: dict[str, Any],
 
 def test_harmless_values_are_taken(client: Any) -> None:
     plain = greedy(client).choices
-    habits = {"frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "user": "me", "response_format": {"type": "text"}}
+    habits = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logprobs": False,
+        "user": "me",
+        "response_format": {"type": "text"},
+    }
     parts = [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}]
     assert greedy(client, messages=parts, **habits).choices == plain
 
@@ -228,7 +239,9 @@ def test_a_full_queue_sends_away(client: Any, engine: Engine, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_stops_its_answer(client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+def test_a_client_that_leaves_stops_its_answer(
+    client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     held, before = Held(engine, monkeypatch), engine.tokens_made
     with pytest.raises(openai.APITimeoutError):
         list(greedy(client, max_tokens=400, stream=stream, stream_options=None, timeout=0.2))
@@ -297,6 +310,25 @@ def test_served_ids_are_the_trained_ids_up_to_the_answer(name: str, tmp_path: An
                 engine.chat_ids(talks[1])
     finally:
         engine.close()
+
+
+def test_roles_that_a_template_has_not_are_refused(tmp_path: Any) -> None:
+    engine = Engine.load(str(exported(tmp_path / "m", "chatglm2")))
+    engine.close()
+    asked = Turn("user", "a")
+    with pytest.raises(InputError, match="the template chatglm2 has no tool role"):
+        engine.chat_ids([Turn("tool", "b"), asked])
+    with pytest.raises(InputError, match="the template chatglm2 has no system role"):
+        engine.chat_ids([Turn("system", "b"), asked])
+    source = (
+        "{% for m in messages if m.role in ('user', 'assistant') %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}bot: "
+    )
+    engine.encoder = RowEncoder(engine.tokenizer, load_template("tokenizer", tokenizer_source=source), "all")
+    assert engine.chat_ids([asked])
+    with pytest.raises(InputError, match="no system message can be set"):
+        engine.chat_ids([Turn("system", "b"), asked])
+    with pytest.raises(InputError, match="no place for tool messages and would pass them over"):
+        engine.chat_ids([asked, Turn("assistant", "c"), Turn("tool", "b")])
 
 
 def test_events_are_lines_of_json(address: str, client: Any) -> None:
