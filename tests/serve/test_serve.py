@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from sft.errors import InputError
 from sft.run.answer import Asked
 from sft.run.generate import answer_batch
 from sft.serve.engine import Engine
-from sft.serve.server import key_of
+from sft.serve.server import key_of, serve
 from tests.serve.server import exported, served
 
 pytest.importorskip("fastapi")
@@ -340,3 +341,9 @@ def test_events_are_lines_of_json(address: str, client: Any) -> None:
     made = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert {(one["object"], one["id"], one["model"]) for one in made} == {("chat.completion.chunk", made[0]["id"], "tiny")}
     assert made[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+
+
+def test_without_the_extra_serve_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"sft serve needs FastAPI and uvicorn .*pip install 'vicugna\[serve\]'"):
+        serve("nowhere", host="127.0.0.1", port=0, name=None, most_waiting=1, max_body=1024, max_messages=1)
