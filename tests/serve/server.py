@@ -18,7 +18,7 @@ from sft.data.tokenize import RowEncoder
 from sft.model.servable import write_servable
 from sft.model.tokenizer import repair_tokens
 from sft.serve.engine import Engine
-from tests.builders import byte_level, sentencepiece_like, tiny_model
+from tests.builders import byte_level, tiny_model
 
 
 def exported(folder: Path, template: str = "chatml", tokenizer: Any = None) -> Path:
@@ -52,6 +52,3 @@ def served(engine: Engine, **options: Any) -> Iterator[tuple[str, Any]]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-
-
-__all__ = ["exported", "sentencepiece_like", "served"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from openai import OpenAI
 
 from sft.data.conversation import Conversation, Turn
@@ -18,9 +19,10 @@ from sft.data.template import builtin_names, load_template
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError
 from sft.run.answer import Asked
-from sft.run.generate import answer_batch
+from sft.run.generate import Sampling, answer_batch, continued
 from sft.serve.engine import Engine
 from sft.serve.server import key_of, serve
+from tests.builders import sentencepiece_like
 from tests.serve.server import exported, served
 
 pytest.importorskip("fastapi")
@@ -101,8 +103,6 @@ def test_a_stop_string_ends_the_answer_before_it(client: Any, stream: bool) -> N
 
 def test_an_end_token_is_a_stop_and_counts(client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = engine.chat_ids([Turn("user", "Hi")])
-    import torch
-
     made = engine.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=-1)[
         0, len(ids) :
     ].tolist()
@@ -347,3 +347,36 @@ def test_without_the_extra_serve_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(InputError, match=r"sft serve needs FastAPI and uvicorn .*pip install 'vicugna\[serve\]'"):
         serve("nowhere", host="127.0.0.1", port=0, name=None, most_waiting=1, max_body=1024, max_messages=1)
+
+
+def test_a_raw_text_goes_on_with_its_blanks(tmp_path: Any) -> None:
+    """This tokenizer's decoder takes the first blank of a text away, which here is between prompt and continuation."""
+    engine = Engine.load(str(exported(tmp_path / "m", "vicuna_v1.1", sentencepiece_like())))
+    # a run of bytes that is no UTF-8 is decoded otherwise as a whole than piece by piece; a random model writes many
+    assert engine.model.generation_config is not None
+    engine.model.generation_config.suppress_tokens = [
+        engine.tokenizer.convert_tokens_to_ids(f"<0x{i:02X}>") for i in range(256)
+    ]
+    blank = 0
+    try:
+        for text in ("USER: Hello", "Name three", "春天", "def f(x):", "Hi,", "Red and"):
+            ids, pieces = engine.text_ids(text), list[str]()
+            assert ids == engine.tokenizer(text).input_ids
+            made = continued(
+                engine.model,
+                engine.tokenizer,
+                ids,
+                12,
+                Sampling(12),
+                engine.stops([], raw=True),
+                on_text=pieces.append,
+                raw=True,
+            )
+            assert "".join(pieces) == made.said.text
+            every = engine.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=2)[0].tolist()
+            both = engine.tokenizer.decode([i for i in every if i != 2])
+            assert both.rstrip("\ufffd") == engine.tokenizer.decode(ids) + made.said.text
+            blank += made.said.text.startswith(" ")
+    finally:
+        engine.close()
+    assert blank
