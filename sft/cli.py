@@ -19,6 +19,7 @@ import typer
 from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
 from sft.run import verbs
+from sft.serve.cli import serve
 from sft.web.cli import web
 
 if TYPE_CHECKING:
@@ -310,6 +311,7 @@ def families() -> None:
 
 app.command()(verbs.chat)
 app.command()(verbs.answer)
+app.command()(serve)
 
 
 @app.command("eval")

@@ -42,7 +42,8 @@ CLOSED = {
     "sft/data/": ("sft.engine", "sft.model", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/model/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
-    "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
+    "sft/run/": ("sft.plan", "sft.train", "sft.serve", "sft.cli"),
+    "sft/serve/": ("sft.plan", "sft.train", "sft.cli"),
     "sft/curate/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/web/": (
         *("sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
@@ -101,6 +102,8 @@ DOORS = {
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),
     "ray": ("sft/curate/ray_workers.py",),
+    "fastapi": ("sft/serve/app.py",),
+    "uvicorn": ("sft/serve/server.py",),
     "vllm": ("sft/run/vllm_engine.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }

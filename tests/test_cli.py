@@ -38,6 +38,7 @@ VERBS = {
         *("--out", "--name", "--temperature", "--max-tokens"),
         *("--engine", "--base-url", "--key-variable", "--concurrency", "--timeout"),
     ),
+    "serve": ("--host", "--port", "--name", "--max-queue", "--max-body", "--max-messages"),
     "eval": ("--set", "--model"),
     "web": ("--server", "--host", "--port", "--votes", "--saved", "--lang"),
 }

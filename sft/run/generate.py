@@ -15,7 +15,7 @@ from sft.data.template import RenderRefused
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError
 from sft.run.answer import Asked, Said
-from sft.run.streaming import Streamer, answer_text, decoded
+from sft.run.streaming import Streamer, answer_text, text_behind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,29 +121,83 @@ def reply(
     if room <= 0:
         raise ContextFull(len(ids), int(known or 0))
     stop_ids, stop_strings = encoder.stops()
-    prompt = torch.tensor([ids], device=next(model.parameters()).device)
-    options = sampling.options() | ({"stop_strings": stop_strings, "tokenizer": tokenizer} if stop_strings else {})
-    if stopped is not None:
-        options |= {"stopping_criteria": _criteria(stopped)}
-    streamer = Streamer(tokenizer, stop_ids, stop_strings, on_text) if on_text is not None else None
+    return continued(
+        model, tokenizer, ids, room, sampling, Stops(stop_ids, stop_strings), on_text=on_text, stopped=stopped
+    ).said
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """What ends an answer.
+
+    Attributes:
+        ids: tokens.
+        strings: of the template, for stops that are plain text.
+        extra: strings of one request.
+    """
+
+    ids: Sequence[int]
+    strings: Sequence[str] = ()
+    extra: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """An answer, and how many tokens the model wrote for it, its stop among them."""
+
+    said: Said
+    tokens: int
+
+
+@torch.no_grad()
+def continued(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    room: int,
+    sampling: Sampling,
+    stops: Stops,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
+    raw: bool = False,
+) -> Continued:
+    """What a model writes behind some ids; arguments as of :func:`reply`.
+
+    Args:
+        ids: of the prompt.
+        room: most tokens to write.
+        stops: what ends it.
+        raw: the ids are a text that goes on, not the prompt of a template: a blank at the start is kept.
+    """
+    prompt = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    strings, behind = (*stops.strings, *stops.extra), list(ids) if raw else None
+    options = sampling.options() | ({"stop_strings": list(stops.strings), "tokenizer": tokenizer} if stops.strings else {})
+    streamer = None
+    if on_text is not None or stops.extra:
+        streamer = Streamer(tokenizer, stops.ids, strings, on_text or (lambda text: None), behind)
+    if stopped is not None or stops.extra:
+        options |= {
+            "stopping_criteria": _criteria(lambda: (streamer is not None and streamer.closed) or bool(stopped and stopped()))
+        }
     with _generating(model) as ready:
         out = ready.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=room,
-            eos_token_id=stop_ids,
+            eos_token_id=list(stops.ids),
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
             streamer=streamer,
             **options,
         )
     made = out[0, len(ids) :].tolist()
-    said = _said(tokenizer, made, room, stop_ids, stop_strings)
-    if stopped is not None and stopped() and not _ended(tokenizer, made, stop_ids, stop_strings):
+    said = _said(tokenizer, made, room, stops.ids, strings, behind)
+    if stopped is not None and stopped() and not _ended(tokenizer, made, stops.ids, strings, behind):
         said = cut_off(said.text, "stopped")
     if streamer is not None:
         streamer.finish(said.text)
-    return said
+    return Continued(said, len(made))
 
 
 def _criteria(stopped: Callable[[], bool]) -> Any:
@@ -247,10 +301,15 @@ def _generate(
 
 
 def _said(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int, stop_ids: Sequence[int], stop_strings: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    room: int,
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    behind: Sequence[int] | None = None,
 ) -> Said:
-    text = answer_text(tokenizer, ids, stop_ids, stop_strings)
-    if len(ids) < room or _ended(tokenizer, ids, stop_ids, stop_strings):
+    text = answer_text(tokenizer, ids, stop_ids, stop_strings, behind)
+    if len(ids) < room or _ended(tokenizer, ids, stop_ids, stop_strings, behind):
         return Said(text, "stop")
     return cut_off(text, "length")
 
@@ -261,12 +320,16 @@ def cut_off(text: str, finish: str) -> Said:
 
 
 def _ended(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    behind: Sequence[int] | None = None,
 ) -> bool:
     """Whether the model wrote a stop."""
     if any(token in stop_ids for token in ids):
         return True
-    return bool(stop_strings) and any(stop in decoded(tokenizer, ids) for stop in stop_strings)
+    return bool(stop_strings) and any(stop in text_behind(tokenizer, ids, behind) for stop in stop_strings)
 
 
 class _Noise:

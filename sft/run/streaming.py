@@ -11,14 +11,25 @@ if TYPE_CHECKING:
 
 
 def answer_text(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    behind: Sequence[int] | None = None,
 ) -> str:
-    """The text of an answer up to its stop, without the blank that some templates put before it."""
+    """The text of an answer up to its stop, without the blank that some templates put before it (kept ``behind`` a raw text)."""
     end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    text = decoded(tokenizer, ids[:end])
+    text = text_behind(tokenizer, ids[:end], behind)
     for stop in stop_strings:
         text = text.split(stop, 1)[0]
-    return text.removeprefix(" ")
+    return text.removeprefix(" ") if behind is None else text
+
+
+def text_behind(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], behind: Sequence[int] | None) -> str:
+    """The text that ids add to that of the ids before them."""
+    if not behind:
+        return decoded(tokenizer, ids)
+    return decoded(tokenizer, [*behind, *ids])[len(decoded(tokenizer, behind)) :]
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -30,14 +41,30 @@ class Streamer:
 
     Only the tokens since the last certain character are decoded, with those of the piece before them, since some tokenizers write a token
     otherwise at the start: time grows with the length of an answer, not with its square.
+
+    Args:
+        tokenizer: of the model.
+        stop_ids: ids that end the answer.
+        stops: strings that end it.
+        on_text: called with each piece.
+        behind: ids of a raw text that is continued, whose blanks are kept; None for an answer, which has none before it.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], stops: Sequence[str], on_text: Callable[[str], None]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        stops: Sequence[str],
+        on_text: Callable[[str], None],
+        behind: Sequence[int] | None = None,
     ) -> None:
         self.tokenizer, self.stop_ids, self.stops, self.on_text = tokenizer, frozenset(stop_ids), stops, on_text
-        self.ids: list[int] = []
-        self.begin = self.read = 0  # ids[begin:read] were decoded before, and are again for what stands behind them
+        self.blank = " " if behind is None else ""
+        self.ids: list[int] = list(behind or ())
+        self.begin, self.read = (
+            0,
+            len(self.ids),
+        )  # ids[begin:read] were decoded before, and are again for what stands behind them
         self.text, self.shown = "", 0
         self.prompt_seen = self.closed = False
 
@@ -74,7 +101,7 @@ class Streamer:
         cut = min((found for stop in self.stops if (found := at(stop)) >= 0), default=None)
         if cut is not None:
             self.text, self.closed = self.text[:cut], True
-        text = self.text.removeprefix(" ")
+        text = self.text.removeprefix(self.blank)
         certain = len(text) if self.closed else len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
         if certain > self.shown:
             self.on_text(text[self.shown : certain])
