@@ -102,8 +102,8 @@ DOORS = {
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),
     "ray": ("sft/curate/ray_workers.py",),
-    "fastapi": ("sft/serve/app.py",),
-    "uvicorn": ("sft/serve/server.py",),
+    "fastapi": ("sft/serve/app.py", "sft/web/app.py"),
+    "uvicorn": ("sft/serve/server.py", "sft/web/app.py"),
     "vllm": ("sft/run/vllm_engine.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
