@@ -4,6 +4,7 @@
 
     docs/recipes.md             sft train            sft/recipe.py
     docs/generate_recipes.md    selfinstruct run     selfinstruct/recipe.py
+    docs/judge_recipes.md       selfinstruct judge   selfinstruct/judge/recipe.py
     docs/curate_recipes.md      sft data run         sft/curate/recipe.py
 """
 
@@ -19,9 +20,11 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+import selfinstruct.judge.recipe
 import selfinstruct.recipe
 import sft.curate.recipe
 import sft.recipe
+from selfinstruct.teacher.sections import BudgetSection
 from sft.config import Section, sections_of
 from sft.curate.rules import RuleSection
 
@@ -69,6 +72,19 @@ for one recipe, with where each comes from. Unknown keys are refused.
 Generated from `selfinstruct/recipe.py` and the sections that it names by `docs/build_recipe_reference.py`; edit the docstrings there.
 Unknown keys are refused. How to use them: [generate](generate.md).
 """,
+    ),
+    Page(
+        "judge_recipes.md",
+        selfinstruct.judge.recipe.JudgeRecipe,
+        """# Recipe reference of a judgment
+
+Generated from `selfinstruct/judge/recipe.py` by `docs/build_recipe_reference.py`; edit the docstrings there. Unknown keys are refused.
+How to use them: [judge](judge.md).
+""",
+        elsewhere={
+            selfinstruct.recipe.Teacher: "[teacher](generate_recipes.md#teacher)",
+            BudgetSection: "[budget](generate_recipes.md#budget)",
+        },
     ),
     Page(
         "curate_recipes.md",

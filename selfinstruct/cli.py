@@ -137,7 +137,7 @@ def judge(recipe: RecipePath, set_: Set = None) -> None:
 @app.command()
 def standings(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Judgments: pairs, ratings, or Vicuna's reviews (JSONL).")
+        list[Path], typer.Argument(metavar="FILE...", help="Judgments: pairs, ratings, Vicuna's reviews, votes (JSONL).")
     ],
     model: Annotated[
         str | None, typer.Option("--model", help="Compare this model with each other; default: all pairs.")
@@ -145,6 +145,13 @@ def standings(
     require: Annotated[
         str | None,
         typer.Option("--require", metavar="better", help="Exit with 1 unless --model is better than each, beyond noise."),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option("--answers", metavar="FILE", help="Answers that were judged, for their lengths. Repeatable."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="Questions, for the categories.")
     ] = None,
     json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON too.")] = None,
 ) -> None:
@@ -158,7 +165,8 @@ def standings(
         raise InputError(f"--require knows one word, better; got {require!r}")
     if require and model is None:
         raise InputError("--require better needs --model: the one that must be better")
-    found = show(files, model, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    found = show(files, model, screen, answers=answers or (), questions=questions)
     if json_ is not None:
         write_json(json_, found)
     if require and not all(pair["verdict"] == "better" for pair in found["pairs"]):

@@ -18,7 +18,10 @@ import typer
 
 from sft.curate.cli import app as data
 from sft.errors import InputError, VicugnaError
+from sft.run import verbs
 from sft.run.checks.cli import evaluate
+from sft.serve.cli import serve
+from sft.web.cli import web
 
 if TYPE_CHECKING:
     from sft.recipe import Recipe
@@ -35,6 +38,7 @@ app = typer.Typer(
 
 app.add_typer(data, name="data")
 app.command("eval")(evaluate)
+app.command()(web)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or a run directory (its recipe.yaml).")]
 Set = Annotated[
@@ -307,38 +311,9 @@ def families() -> None:
     typer.echo(VERIFIED)
 
 
-@app.command()
-def chat(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, exported folder, or Hub name.")],
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Answer this and exit.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.", min=0.0, max=5.0)] = 0.0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.", min=1)] = 512,
-) -> None:
-    """Talk to a model through the template and stops it was trained with."""
-    from sft.run.chat import talk
-
-    talk(model, message=message, system=system, temperature=temperature, max_tokens=max_tokens)
-
-
-@app.command()
-def answer(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, exported folder, or Hub name.")],
-    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL of question_id, and text or turns.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Answers, gone on with if begun; default: answers/NAME.jsonl.")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The model's name in the file; default: the folder's.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", help="For all questions; default: by category.", min=0.0, max=5.0)
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer of a turn.", min=1)] = 1024,
-) -> None:
-    """Answer a file of questions, in FastChat's format, through the template and stops that the model was trained with."""
-    from sft.run.local import run_answer
-
-    file, asked, now = run_answer(model, questions, out=out, name=name, max_tokens=max_tokens, temperature=temperature)
-    typer.echo(f"{file}: {asked} questions, {now} answered now")
+app.command()(verbs.chat)
+app.command()(verbs.answer)
+app.command()(serve)
 
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C, and any shell of the signal
@@ -349,7 +324,7 @@ def main() -> None:
     rank0 = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING if not rank0 else logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # its retries; the failure itself is ours to tell
-    for noisy in ("httpx", "huggingface_hub", "datasets", "matplotlib", "accelerate", "transformers", "torch"):
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "datasets", "matplotlib", "accelerate", "transformers", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisy in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # what they could not load here is not used
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -48,6 +50,33 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append a JSON object as one line, and sync it: it is there whole or, after an error, not at all.
+
+    Processes that append to the same file wait for each other. A line that a power cut left without its end keeps to itself.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    data = (json.dumps(value) if _SURROGATE.search(text) else text).encode() + b"\n"
+    new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if new:
+        _sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -35,11 +35,20 @@ CLOSED = {
         *("sft.config", "sft.recipe", "sft.curate", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
         *("torch", "transformers", "datasets"),
     ),
+    "sft/remote/": (
+        *("sft.config", "sft.recipe", "sft.data", "sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+        *("torch", "transformers", "datasets"),
+    ),
     "sft/data/": ("sft.engine", "sft.model", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/model/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
     "sft/engine/": ("sft.run", "sft.plan", "sft.train", "sft.cli"),
-    "sft/run/": ("sft.plan", "sft.train", "sft.cli"),
+    "sft/run/": ("sft.plan", "sft.train", "sft.serve", "sft.cli"),
+    "sft/serve/": ("sft.plan", "sft.train", "sft.cli"),
     "sft/curate/": ("sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+    "sft/web/": (
+        *("sft.model", "sft.engine", "sft.run", "sft.plan", "sft.train", "sft.cli"),
+        *("torch", "transformers", "datasets"),
+    ),
     "sft/train.py": ("sft.plan", "sft.cli"),
     "selfinstruct/": ("torch", "transformers", "peft", "trl", "accelerate", "datasets"),
     "selfinstruct/records.py": ("selfinstruct", "sft"),
@@ -65,6 +74,7 @@ SHARED = (
     "sft.data.conversation",
     "sft.data.jsonl",
     "sft.data.questions",
+    "sft.remote",
     "sft.text",
 )
 # The way of a row: a module of sft/data imports only modules that stand before it.
@@ -84,12 +94,18 @@ DOORS = {
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
-    "openai": ("selfinstruct/teacher/client.py",),
+    # the second for its types alone; the third is the page's client of models that sft serves
+    "openai": ("sft/remote/door.py", "selfinstruct/teacher/client.py", "sft/web/servers.py"),
+    "prompt_toolkit": ("sft/run/terminal.py",),
+    "gradio": ("sft/web/app.py", "sft/web/tabs.py"),
     "selfinstruct": ("selfinstruct/",),
     "py3langid": ("sft/curate/rules/language.py",),
     "matplotlib": ("selfinstruct/results/plots.py", "sft/run/report.py", "sft/curate/results/charts.py"),
     "ray": ("sft/curate/ray_workers.py",),
     "lm_eval": ("sft/run/checks/harness.py",),
+    "fastapi": ("sft/serve/app.py", "sft/web/app.py"),
+    "uvicorn": ("sft/serve/server.py", "sft/web/app.py"),
+    "vllm": ("sft/run/vllm_engine.py",),
     "pyarrow": ("selfinstruct/results/export.py", "sft/data/jsonl.py"),
 }
 

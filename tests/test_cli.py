@@ -33,8 +33,12 @@ VERBS = {
     "export": ("--dtype", "--layout"),
     "convert": ("--family", "--template", "--dtype"),
     "families": (),
-    "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens"),
-    "answer": ("--out", "--name", "--temperature", "--max-tokens"),
+    "chat": ("--message", "-m", "--system", "--temperature", "--max-tokens", "--no-history"),
+    "answer": (
+        *("--out", "--name", "--temperature", "--max-tokens"),
+        *("--engine", "--base-url", "--key-variable", "--concurrency", "--timeout"),
+    ),
+    "serve": ("--host", "--port", "--name", "--max-queue", "--max-body", "--max-messages"),
     "eval": (
         *("--set", "--model", "--generate", "--questions", "--temperature", "--max-tokens", "--on", "--base", "--max-length"),
         *(
@@ -48,6 +52,7 @@ VERBS = {
             "--out",
         ),
     ),
+    "web": ("--server", "--host", "--port", "--votes", "--saved", "--lang"),
 }
 
 

@@ -28,11 +28,11 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["recipes.md", "generate_recipes.md", "curate_recipes.md"])
+@pytest.mark.parametrize("page", ["recipes.md", "generate_recipes.md", "judge_recipes.md", "curate_recipes.md"])
 def test_the_recipe_references_are_up_to_date_and_explain_every_knob(page: str) -> None:
     builder = _builder()
     wanted = {one.name: builder.build(one) for one in builder.PAGES}
-    assert len(wanted) == 3
+    assert len(wanted) == 4
     found = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert found == wanted[page], "run python docs/build_recipe_reference.py"
     assert re.findall(r"^\| `(\w+)` .*\|  \|$", found, re.M) == []

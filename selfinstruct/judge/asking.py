@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _SCHEMA = {
     "required": ["reasons", "verdict"],
     "additionalProperties": False,
 }
+_ATTEMPTS = 11
+"""Room for the attempts of a repeat (``judge.retries`` is 10 at most): raising ``retries`` pays for nothing twice."""
 _VERDICTS = {"pair": [f"[[{letter}]]" for letter in "ABC"], "single": [f"[[{n}]]" for n in range(1, 11)]}
 
 
@@ -44,6 +46,7 @@ class Ask:
         prompt: of the judge.
         reference: what is right, turn by turn; empty if none is shown.
         answers: of each model, up to this turn.
+        repeat: from 1; every repeat asks the same.
     """
 
     question: Question
@@ -52,6 +55,7 @@ class Ask:
     prompt: Prompt
     reference: tuple[str, ...]
     answers: tuple[tuple[str, ...], ...]
+    repeat: int = 1
 
     @property
     def kind(self) -> str:
@@ -69,16 +73,19 @@ class Ask:
         return self.prompt.render(turns=turns, mark=mark, category=self.question.category)
 
     def request(self, recipe: JudgeRecipe, index: int, attempt: int) -> Request:
-        """The request of an attempt, counted from 0."""
+        """The request of an attempt, counted from 0; each repeat has draws, and where the recipe sets one a seed, of its own."""
+        sampling = recipe.teacher.sampling.to_sampling()
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + self.repeat - 1)
         schema = json.loads(json.dumps(_SCHEMA))
         schema["properties"]["verdict"]["enum"] = _VERDICTS[self.kind]
         return Request(
             model=recipe.teacher.model,
             messages=(Message("user", self.text()),),
-            sampling=recipe.teacher.sampling.to_sampling(),
+            sampling=sampling,
             kind=recipe.teacher.kind,
             schema=canonical(schema) if recipe.judge.structured and recipe.teacher.kind == "chat" else None,
-            draw=attempt,
+            draw=(self.repeat - 1) * _ATTEMPTS + attempt,
             purpose=f"judge:{self.kind}",
             round=attempt,
             index=index,
@@ -151,7 +158,7 @@ def asks(
     references: Answers,
     prompts: Mapping[str, Prompt],
 ) -> Iterator[Ask]:
-    """Everything that is to be judged, in the order of the judgment file; of a pair one order right behind the other."""
+    """Everything that is to be judged, in the order of the judgment file; of a pair one order right behind the other, then its repeats."""
     models = list(answers)
     judge = recipe.judge
     if judge.mode == "single":
@@ -163,9 +170,8 @@ def asks(
     for question in questions:
         shown = references.get(str(question.id), question.reference) if question.category in judge.reference_categories else ()
         for turn in range(1, len(question.turns) + 1):
-            for side in sides:
+            for side, repeat in product(sides, range(1, judge.repeats + 1)):
                 for order in (side, side[::-1]) if len(side) == 2 else (side,):
                     given = tuple(answers[model][str(question.id)][:turn] for model in order)
-                    yield Ask(
-                        question, turn, order, prompts["pair" if len(side) == 2 else "single"], tuple(shown[:turn]), given
-                    )
+                    prompt = prompts["pair" if len(side) == 2 else "single"]
+                    yield Ask(question, turn, order, prompt, tuple(shown[:turn]), given, repeat)

@@ -38,6 +38,8 @@ class JudgeSection(Section):
     """Categories whose reference, where there is one, is shown to the judge."""
     retries: int = Field(default=1, ge=0, le=10)
     """How often a judge whose verdict cannot be read is asked again; then it counts as unreadable."""
+    repeats: int = Field(default=1, ge=1, le=100)
+    """How often each question is put to the judge, each time paid for; from 2 on its consistency with itself is told."""
     structured: bool = True
     """Ask for JSON with reasons and verdict; an endpoint that refuses that is asked for plain text."""
 
@@ -47,6 +49,8 @@ class JudgeOutput(Section):
 
     dir: str
     """Run directory."""
+    charts: bool = True
+    """Draw results by category: in report.html, and as PNG files in charts/."""
 
 
 class JudgeRecipe(Section):

@@ -10,8 +10,10 @@ from typing import Any
 import jinja2
 
 from selfinstruct.judge.asking import Answers
+from selfinstruct.judge.charts import charts as drawings
 from selfinstruct.judge.standings import sentence_of
 from selfinstruct.results.display import shown
+from selfinstruct.results.plots import render
 from sft.data.questions import Question
 
 _FILE = Path(__file__).with_name("report.html.jinja")
@@ -32,8 +34,10 @@ def write_report(
     standings: Mapping[str, Any],
     questions: Sequence[Question],
     answers: Mapping[str, Answers],
+    *,
+    charts: bool = True,
 ) -> Path:
-    """Write ``report.html``.
+    """Write ``report.html``, and the PNG files of its charts into ``charts/``.
 
     Args:
         folder: of the run.
@@ -42,6 +46,7 @@ def write_report(
         lines: judgments, as in the file.
         standings: what they add up to, as :func:`selfinstruct.judge.standings.standings` gives it.
         questions, answers: what was judged.
+        charts: whether to draw results by category.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
@@ -55,6 +60,9 @@ def write_report(
         sentences=[sentence_of(pair) for pair in standings["pairs"]],
         pairs=standings["pairs"],
         categories=_categories(lines),
+        charts=_charts(folder, standings) if charts else [],
+        turns=standings["turns"],
+        consistency=standings["consistency"],
         strengths=standings["strengths"],
         ratings=standings["ratings"],
         outcomes=OUTCOMES if standings["pairs"] else OUTCOMES[-1:],
@@ -63,6 +71,20 @@ def write_report(
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _charts(folder: Path, standings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    found = drawings(standings["categories"])
+    if not found:
+        return []
+    pages = render([figure for figure, _ in found], folder / "charts")
+    # matplotlib wrote these, and escapes the words in them
+    return [
+        {"title": figure.title, "note": figure.note, "svg": Markup(svg), "told": told, "file": f"charts/{figure.name}.png"}
+        for (figure, svg), (_, told) in zip(pages, found, strict=True)
+    ]
 
 
 def outcome(line: Mapping[str, Any]) -> str:
@@ -89,6 +111,7 @@ def _game(line: Mapping[str, Any], question: Question, answers: Mapping[str, Ans
     return {
         "question": name,
         "turn": turn,
+        "repeat": line.get("repeat"),
         "outcome": outcome(line),
         "said": said,
         "asked": question.turns[:turn],

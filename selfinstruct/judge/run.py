@@ -2,7 +2,7 @@
 
 ::
 
-    run directory:  recipe.yaml  run.json  ledger.jsonl  judgments.jsonl  standings.json  report.html
+    run directory:  recipe.yaml  run.json  ledger.jsonl  judgments.jsonl  standings.json  report.html  charts/*.png
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def judge(recipe: JudgeRecipe, console: Console) -> dict[str, Any]:
     references = {} if recipe.judge.references is None else read_answers(recipe.judge.references)[1]
     prompts = {"pair": load_prompt(recipe.judge.pair_prompt), "single": load_prompt(recipe.judge.single_prompt)}
     wanted = list(asks(recipe, questions, answers, references, prompts))
+    guided = _guided(recipe, questions, wanted, references)
+    if guided:
+        console.print(f"held to references: {guided}", markup=False)
     folder = Path(recipe.output.dir)
     identity = _identity(recipe, {name: prompt.fingerprint for name, prompt in prompts.items()})
     _begin(recipe, folder, identity)
@@ -58,7 +61,8 @@ def judge(recipe: JudgeRecipe, console: Console) -> dict[str, Any]:
     money = f", {desk.meter.money:,.4f} {recipe.budget.currency}" if desk.meter.money else ""
     tokens = desk.meter.prompt_tokens + desk.meter.completion_tokens
     console.print(f"{file}: {len(wanted):,} verdicts, {lost:,} unreadable; {tokens:,} tokens{money}", markup=False)
-    found = standings([file], recipe.judge.baseline and _only_other(answers, recipe.judge.baseline), console)
+    only = recipe.judge.baseline and _only_other(answers, recipe.judge.baseline)
+    found = standings([file], only, console, questions=recipe.questions if lost < len(verdicts) else None)
     facts = {"status": "complete", "identity": identity, "verdicts": len(wanted), "unreadable": lost, "versions": versions()}
     write_json(folder / "run.json", facts | {"tokens": tokens, "money": desk.meter.money})
     write_json(folder / "standings.json", found)
@@ -66,10 +70,27 @@ def judge(recipe: JudgeRecipe, console: Console) -> dict[str, Any]:
         ("judge", recipe.teacher.model),
         ("verdicts", f"{len(wanted):,}, {lost:,} unreadable"),
         ("tokens", f"{tokens:,}{money}"),
+        *((("repeats", f"{recipe.judge.repeats}"),) if recipe.judge.repeats > 1 else ()),
+        *((("held to references", guided),) if guided else ()),
     ]
-    page = write_report(folder, f"Judgment: {', '.join(answers)}", told, lines, found, questions, answers)
+    title = f"Judgment: {', '.join(answers)}"
+    page = write_report(folder, title, told, lines, found, questions, answers, charts=recipe.output.charts)
     console.print(f"report: {page}", markup=False)
     return found
+
+
+def _guided(recipe: JudgeRecipe, questions: Sequence[Question], wanted: Sequence[Ask], references: Answers) -> str:
+    """How many turns of the reference categories are judged with what is right in sight.
+
+    Raises:
+        InputError: a file of references about other questions.
+    """
+    if references and not references.keys() & {str(question.id) for question in questions}:
+        raise InputError(f"judge.references: {recipe.judge.references} has no answer to any of these questions; give their own")
+    turns = {(str(question.id), turn) for question in questions if question.category in recipe.judge.reference_categories
+             for turn in range(1, len(question.turns) + 1)}  # fmt: skip
+    shown = {(str(ask.question.id), ask.turn) for ask in wanted if len(ask.reference) == ask.turn and ask.reference[-1]}
+    return f"{len(shown)} of {len(turns)} turns of {', '.join(recipe.judge.reference_categories)}" if turns else ""
 
 
 def _only_other(answers: Mapping[str, Answers], baseline: str) -> str | None:
@@ -135,7 +156,8 @@ async def _ask_all(recipe: JudgeRecipe, wanted: Sequence[Ask], folder: Path) -> 
             for i, reply in zip(open_, replies, strict=True):
                 if isinstance(reply, Completion):
                     texts[i] = reply.text
-                    verdicts[i] = _read(wanted[i], reply.text)
+                    # what was cut off may hold a verdict of the reasoning, which is not the last
+                    verdicts[i] = None if reply.finish_reason == "length" else _read(wanted[i], reply.text)
             open_ = [i for i in open_ if verdicts[i] is None]
     return verdicts, texts, desk
 
@@ -155,6 +177,7 @@ def _lines(recipe: JudgeRecipe, wanted: Sequence[Ask], verdicts: Sequence[Any], 
     for i in range(0, len(wanted), step):
         ask = wanted[i]
         head = {"question_id": ask.question.id, "turn": ask.turn, "category": ask.question.category}
+        head |= {"repeat": ask.repeat} if recipe.judge.repeats > 1 else {}
         by = {"judge": [recipe.teacher.model, ask.prompt.name], "prompt_fingerprint": ask.prompt.fingerprint}
         if step == 1:
             score = -1 if verdicts[i] is None else verdicts[i]
@@ -166,5 +189,6 @@ def _lines(recipe: JudgeRecipe, wanted: Sequence[Ask], verdicts: Sequence[Any], 
             for n in (0, 1)
             for key, value in (("winner", names[verdicts[i + n]]), ("judgment", texts[i + n]))
         }
-        lines.append({**head, "model_1": ask.models[0], "model_2": ask.models[1], **by, **orders})
+        lengths = {f"length_{n}": len(said[-1]) for n, said in enumerate(ask.answers, 1)}
+        lines.append({**head, "model_1": ask.models[0], "model_2": ask.models[1], **by, **orders, **lengths})
     return lines

@@ -12,24 +12,19 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from selfinstruct.judge.intervals import SEED, Interval, by_question, estimate, mean_share, ratio
 from selfinstruct.judge.outcomes import Game, Rated
 from sft.errors import DataError
 
-_RESAMPLES = 9_999
-_SEED = 0
 _POINTS = 400 / math.log(10)
 _POWER = 1.959964 + 0.841621
 """Standard normal quantiles of a two-sided test at 5 % with a power of 80 %."""
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class Compared:
 
     Attributes:
         ours, theirs: models.
-        wins, ties, losses: games by outcome, both orders together; ``unreadable`` is not among them.
+        wins, ties, losses: games by outcome, both orders together, each repeat a game; ``unreadable`` is not among them.
         questions: with at least one outcome.
         adjusted: win rate with ties as halves, the mean over questions.
         interval: of it, 95 %.
@@ -80,17 +75,15 @@ def compare(games: Sequence[Game], ours: str, theirs: str) -> Compared:
         DataError: no game between them that could be read.
     """
     between = [game for game in games if {game.first, game.second} == {ours, theirs}]
-    points = [(game.question, game.points(ours)) for game in between]
-    readable = [(question, value) for question, value in points if value is not None]
+    points = [(game.question, game.turn, game.points(ours)) for game in between]
+    readable = [(question, turn, value) for question, turn, value in points if value is not None]
     if not readable:
         raise DataError(f"no readable judgment compares {ours} with {theirs}")
-    by_question = _by_question(readable)
-    adjusted, interval = _estimate(by_question, np.mean)
-    if np.ptp(by_question) == 0:
-        interval = _without_spread(adjusted, len(by_question))
+    values = by_question(readable)
+    adjusted, interval = mean_share(values)
     both = [game for game in between if len(game.verdicts) == 2 and None not in game.verdicts]
     torn = [game for game in both if game.outcome != game.verdicts[0] or game.outcome != game.verdicts[1]]
-    counted = [value for _, value in readable]
+    counted = [value for _, _, value in readable]
     return Compared(
         ours=ours,
         theirs=theirs,
@@ -98,77 +91,35 @@ def compare(games: Sequence[Game], ours: str, theirs: str) -> Compared:
         ties=counted.count(0.5),
         losses=counted.count(0.0),
         unreadable=len(points) - len(readable),
-        questions=len(by_question),
+        questions=len(values),
         adjusted=adjusted,
         interval=interval,
         relative=_relative(between, ours),
         consistent=1 - len(torn) / len(both) if both else None,
         first_place=_first_place(torn),
-        needed=_needed(by_question, adjusted, interval),
+        needed=_needed(values, adjusted, interval),
     )
 
 
-def _without_spread(value: float, count: int) -> Interval:
-    """Where every question went the same way there is nothing to resample: exact for a share of 0 or 1 (Clopper and Pearson 1934), else
-    what holds for any mean of numbers between 0 and 1 (Hoeffding 1963)."""
-    if value in (0.0, 1.0):
-        least = 0.025 ** (1 / count)
-        return (least, 1.0) if value else (0.0, 1 - least)
-    half = math.sqrt(math.log(2 / 0.05) / (2 * count))
-    return max(0.0, value - half), min(1.0, value + half)
-
-
-def _needed(by_question: npt.NDArray[np.float64], adjusted: float, interval: Interval) -> int | None:
+def _needed(values: npt.NDArray[np.float64], adjusted: float, interval: Interval) -> int | None:
     """Questions that settle a difference of this size in four of five cases; None if it is settled, or there is none."""
     if interval[0] > 0.5 or interval[1] < 0.5 or adjusted == 0.5:
         return None
     if adjusted in (0.0, 1.0):
         return math.ceil(math.log(0.025) / math.log(0.5))  # the first number whose exact bound is beyond one half
-    if np.ptp(by_question) == 0:
+    if np.ptp(values) == 0:
         return math.ceil(math.log(2 / 0.05) / (2 * (adjusted - 0.5) ** 2))
-    return math.ceil((_POWER * float(np.std(by_question, ddof=1)) / abs(adjusted - 0.5)) ** 2)
-
-
-def _by_question(values: Iterable[tuple[str, float]]) -> npt.NDArray[np.float64]:
-    """The mean of each question."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for question, value in values:
-        found[question].append(value)
-    return np.array([np.mean(some) for some in found.values()])
-
-
-def _estimate(values: npt.NDArray[np.float64], statistic: Callable[..., Any]) -> tuple[float, Interval]:
-    """A statistic of questions (the last axis), and its interval; without spread the interval is the value."""
-    from scipy import stats
-
-    rows = values if values.ndim > 1 else values[None]
-    value = float(statistic(*rows, axis=-1))
-    if rows.shape[-1] < 2 or (np.ptp(rows, axis=-1) == 0).all():
-        return value, (value, value)
-    with warnings.catch_warnings():
-        # BCa has no answer where one question carries all of the spread; scipy says so by nan, and percentiles are taken then
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        for method in ("BCa", "percentile"):
-            rng = np.random.default_rng(_SEED)
-            found = stats.bootstrap(
-                tuple(rows), statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method=method, rng=rng, batch=500
-            ).confidence_interval
-            if not math.isnan(found.low) and not math.isnan(found.high):
-                break
-    return value, (float(found.low), float(found.high))
-
-
-def _ratio(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], axis: int = -1) -> npt.NDArray[np.float64]:
-    ratio: npt.NDArray[np.float64] = ours.sum(axis=axis) / theirs.sum(axis=axis)
-    return ratio
+    return math.ceil((_POWER * float(np.std(values, ddof=1)) / abs(adjusted - 0.5)) ** 2)
 
 
 def _relative(games: Sequence[Game], ours: str) -> tuple[float, Interval] | None:
-    rated = [(game.question, game.ratings if game.first == ours else game.ratings[::-1]) for game in games if game.ratings]
+    rated = [
+        (game.question, game.turn, game.ratings if game.first == ours else game.ratings[::-1]) for game in games if game.ratings
+    ]
     if not rated:
         return None
-    sides = [_by_question((question, pair[side]) for question, pair in rated) for side in (0, 1)]
-    return _estimate(np.stack(sides), _ratio)
+    sides = [by_question((question, turn, pair[side]) for question, turn, pair in rated) for side in (0, 1)]
+    return estimate(np.stack(sides), ratio)
 
 
 def _first_place(torn: Sequence[Game]) -> float | None:
@@ -207,7 +158,7 @@ def strengths(games: Sequence[Game], *, rounds: int = 200) -> list[Strength]:
     whole = [pair for question in questions for pair in by_question[question]]
     _refuse_unconnected(whole, models)
     value = _fit(len(models), whole)
-    rng, drawn = np.random.default_rng(_SEED), []
+    rng, drawn = np.random.default_rng(SEED), []
     for _ in range(rounds):
         chosen = rng.integers(0, len(questions), len(questions))
         pairs = [pair for i in chosen for pair in by_question[questions[i]]]
@@ -260,40 +211,12 @@ def _refuse_unconnected(pairs: Sequence[tuple[int, int]], models: Sequence[str])
         )
 
 
-def agreement(one: Sequence[Game], other: Sequence[Game]) -> tuple[float, float | None, int]:
-    """How often two judges decide alike, on the games that both judged.
-
-    Returns:
-        With ties as outcomes of their own; without games that either calls a tie (None if none is left); games compared.
-
-    Raises:
-        DataError: they have no game in common.
-    """
-    sides = [{_key(game): _winner(game) for game in games if game.outcome is not None} for games in (one, other)]
-    common = sorted(set(sides[0]) & set(sides[1]))
-    if not common:
-        raise DataError("these judges have no readable game in common")
-    pairs = [(sides[0][key], sides[1][key]) for key in common]
-    firm = [(a, b) for a, b in pairs if a != "tie" and b != "tie"]
-    share = sum(a == b for a, b in pairs) / len(pairs)
-    return share, sum(a == b for a, b in firm) / len(firm) if firm else None, len(common)
-
-
-def _key(game: Game) -> tuple[str, int, str, str]:
-    first, second = sorted((game.first, game.second))
-    return game.question, game.turn, first, second
-
-
-def _winner(game: Game) -> str:
-    return "tie" if game.outcome == "tie" else game.first if game.outcome == "first" else game.second
-
-
 def mean_ratings(ratings: Sequence[Rated]) -> dict[str, tuple[float, Interval, int]]:
     """Mean rating of each model over questions with its interval, the best first, and how many could not be read."""
     found = {}
     for model in sorted({one.model for one in ratings}):
         own = [one for one in ratings if one.model == model]
-        read = [(one.question, one.rating) for one in own if one.rating is not None]
+        read = [(one.question, one.turn, one.rating) for one in own if one.rating is not None]
         if read:
-            found[model] = (*_estimate(_by_question(read), np.mean), len(own) - len(read))
+            found[model] = (*estimate(by_question(read), np.mean), len(own) - len(read))
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))

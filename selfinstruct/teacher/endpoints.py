@@ -13,7 +13,7 @@ from selfinstruct.records import Request
 from selfinstruct.teacher.budget import Price
 from selfinstruct.teacher.rate import Clock, Departure, Gate
 from selfinstruct.teacher.sections import EndpointSection
-from sft.errors import InputError
+from sft.remote.address import key_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +159,4 @@ def key_of(section: EndpointSection, environment: Mapping[str, str] = os.environ
     """
     if section.key_variable is None:
         return None
-    key = environment.get(section.key_variable, "").strip()
-    if not key:
-        raise InputError(
-            f"the key of {section.label} is missing: set the environment variable {section.key_variable}, "
-            f"or key_variable: null for a server that wants none"
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"the environment variable {section.key_variable} does not hold a key (blanks or odd characters in it)"
-        )
-    return key
+    return key_in(section.key_variable, section.label, "key_variable: null for a server that wants none", environment)

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -23,8 +22,7 @@ from pydantic import Field
 
 from selfinstruct.records import Sampling
 from sft.config import KeyedError, Section
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+from sft.remote.address import address_fault, is_variable
 
 
 class PriceSection(Section):
@@ -74,20 +72,15 @@ class EndpointSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _safe_address(self) -> EndpointSection:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise KeyedError("base_url", "must start with http:// or https:// and name a host")
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise KeyedError(
-                "base_url", "must not hold credentials, a query or a fragment; name the key's variable in key_variable"
-            )
+        if (fault := address_fault(self.base_url)) is not None:
+            raise KeyedError("base_url", fault)
         return self
 
     @pydantic.field_validator("key_variable")
     @classmethod
     def _a_name(cls, value: str | None) -> str | None:
         # The value is not repeated: whoever pastes a key here must not find it in a log.
-        if value is not None and not _VARIABLE.fullmatch(value):
+        if value is not None and not is_variable(value):
             raise ValueError("must be the name of an environment variable, never the key itself")
         return value
 

@@ -9,7 +9,7 @@ from typing import Any
 from selfinstruct.records import Request, Usage
 from selfinstruct.teacher.budget import estimate, most_prompt_tokens
 from selfinstruct.teacher.endpoints import Asking, Reply
-from selfinstruct.teacher.faults import CallFault
+from sft.remote.replies import json_of, text_of
 
 PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 _MOST_BYTES_PER_TOKEN = 64
@@ -45,33 +45,13 @@ def reply_of(content: bytes | str, request: Request, headers: Mapping[str, str])
     Raises:
         CallFault: to be retried: the body is no JSON, or JSON without a first choice with a text.
     """
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        raise CallFault("retry", "invalid_json", f"{len(content)} bytes that are no JSON", billed=True) from None
-    return reply_of_json(value, request, headers)
+    return reply_of_json(json_of(content), request, headers)
 
 
 def reply_of_json(value: object, request: Request, headers: Mapping[str, str]) -> Reply:
     """As :func:`reply_of`, of the parsed body."""
-    try:
-        assert isinstance(value, Mapping)
-        choice = value["choices"][0]
-        if request.kind == "chat":
-            message = choice["message"]
-            text = message.get("content")
-            refusal = message.get("refusal")
-        else:
-            text, refusal = choice["text"], None
-        reason = choice.get("finish_reason") or ""
-        if text is None and isinstance(refusal, str):
-            text, reason = refusal, "refusal"
-        if text is None and reason in ("length", "content_filter"):
-            text = ""  # all of the limit went into hidden reasoning, or all of the answer was withheld
-        if not isinstance(text, str) or not isinstance(reason, str):
-            raise TypeError("no text")
-    except (KeyError, IndexError, TypeError, AttributeError, AssertionError):
-        raise CallFault("retry", "malformed", "JSON that is no completion", billed=True) from None
+    text, reason = text_of(value, chat=request.kind == "chat")
+    assert isinstance(value, Mapping)
     usage = value.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     model = value.get("model")

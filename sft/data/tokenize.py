@@ -156,6 +156,7 @@ class RowEncoder:
         self.template = template
         self.renderer = Renderer(template, tokens)
         self.train_on = train_on
+        self.known_stops: tuple[list[int], list[str]] | None = None  # as an export of ours records them
         self._backend, self._names = stand_in_tokenizer(tokenizer, tokens.control)
         self.texts = TextEncoder(self._backend, self._names, interned_from)
         self._verifier = Verifier(self._backend, self.texts)
@@ -173,8 +174,7 @@ class RowEncoder:
 
     def encode_text(self, rendered: Rendered) -> tuple[str, tuple[tuple[int, int], ...], list[int]]:
         """The text with stand-ins, its spans in the new positions, and the positions of the stand-ins."""
-        text, out = rendered.text, []
-        marks: list[int] = []
+        text, out, marks = rendered.text, list[str](), list[int]()
         ends, shifts = [0], [0]  # behind each special token, what its stand-in and those before it are shorter by
         for start, end in rendered.specials:
             out += [text[ends[-1] : start], self._names[text[start:end]]]
@@ -202,10 +202,11 @@ class RowEncoder:
 
         Found from a rendered answer, so that it is what training taught, whatever the tokenizer's configuration says.
         """
+        if self.known_stops is not None:
+            return self.known_stops
         probe = Conversation("probe", (Turn("user", "a"), Turn("assistant", "b")), "probe")
         rendered = self.renderer.render(probe)
-        end = rendered.spans[-1][1]
-        names = [rendered.text[a:b] for a, b in rendered.specials if b == end]
+        names = [rendered.text[a:b] for a, b in rendered.specials if b == rendered.spans[-1][1]]
         strings = [] if names else [self.renderer.stop]
         names += [token for token in (self.renderer.tokens.eos, *self.template.ends) if token in self._names]
         ids = (self._backend.token_to_id(self._names[name]) for name in names)

@@ -15,6 +15,7 @@ from sft.data.template import RenderRefused
 from sft.data.tokenize import RowEncoder
 from sft.errors import InputError
 from sft.run.answer import Asked, Said
+from sft.run.streaming import Streamer, answer_text, text_behind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,24 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
 
+    def options(self) -> dict[str, Any]:
+        """As ``generate`` takes them; ``top_k`` is off, which transformers would set."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+class ContextFull(InputError):
+    """A prompt that leaves no room for an answer.
+
+    Attributes:
+        fact: how long it is, and how long it may be.
+    """
+
+    def __init__(self, tokens: int, known: int) -> None:
+        self.fact = f"the conversation is {tokens} tokens long and the model knows {known} positions"
+        super().__init__(f"{self.fact}; start a new one")
+
 
 @contextmanager
 def _generating(model: Any) -> Iterator[Any]:
@@ -52,7 +71,6 @@ def _generating(model: Any) -> Iterator[Any]:
         model.train(training)
 
 
-@torch.no_grad()
 def answer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -61,6 +79,21 @@ def answer(
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
 ) -> str:
+    """The text of :func:`reply`."""
+    return reply(model, tokenizer, encoder, conversation, sampling, on_text=on_text).text
+
+
+@torch.no_grad()
+def reply(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: RowEncoder,
+    conversation: Conversation,
+    sampling: Sampling,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Said:
     """The model's next answer, without its stop token.
 
     Args:
@@ -69,37 +102,111 @@ def answer(
         encoder: its template.
         conversation: ends with a user (or input) turn.
         sampling: how to pick tokens.
-        on_text: called with each new piece of text as it comes.
+        on_text: called with each new piece of text as it comes: whole characters, no part of a stop. The pieces make up the answer.
+        stopped: asked after each token; True ends the answer there.
+
+    Returns:
+        The answer; ``finish`` is ``stop``, ``length``, or ``stopped`` where ``stopped`` ended it.
 
     Raises:
-        InputError: the prompt leaves no room for an answer.
+        ContextFull: the prompt leaves no room for an answer.
+        InputError: the template cannot write it.
     """
-    ids = encoder.prompt_ids(conversation)
+    try:
+        ids = encoder.prompt_ids(conversation)
+    except RenderRefused as refusal:
+        raise InputError(refusal.detail) from None
     known = getattr(model.config, "max_position_embeddings", None)
     room = sampling.max_tokens if known is None else min(sampling.max_tokens, known - len(ids))
     if room <= 0:
-        raise InputError(f"the conversation is {len(ids)} tokens long and the model knows {known} positions; start a new one")
+        raise ContextFull(len(ids), int(known or 0))
     stop_ids, stop_strings = encoder.stops()
-    device = next(model.parameters()).device
-    prompt = torch.tensor([ids], device=device)
-    options: dict[str, Any] = {"do_sample": sampling.temperature > 0}
-    if sampling.temperature > 0:
-        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    if stop_strings:
-        options |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
-    streamer = _Streamer(tokenizer, stop_strings, on_text) if on_text is not None else None
+    return continued(
+        model, tokenizer, ids, room, sampling, Stops(stop_ids, stop_strings), on_text=on_text, stopped=stopped
+    ).said
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """What ends an answer.
+
+    Attributes:
+        ids: tokens.
+        strings: of the template, for stops that are plain text.
+        extra: strings of one request.
+    """
+
+    ids: Sequence[int]
+    strings: Sequence[str] = ()
+    extra: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """An answer, and how many tokens the model wrote for it, its stop among them."""
+
+    said: Said
+    tokens: int
+
+
+@torch.no_grad()
+def continued(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    room: int,
+    sampling: Sampling,
+    stops: Stops,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
+    raw: bool = False,
+) -> Continued:
+    """What a model writes behind some ids; arguments as of :func:`reply`.
+
+    Args:
+        ids: of the prompt.
+        room: most tokens to write.
+        stops: what ends it.
+        raw: the ids are a text that goes on, not the prompt of a template: a blank at the start is kept.
+    """
+    prompt = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    strings, behind = (*stops.strings, *stops.extra), list(ids) if raw else None
+    options = sampling.options() | ({"stop_strings": list(stops.strings), "tokenizer": tokenizer} if stops.strings else {})
+    streamer = None
+    if on_text is not None or stops.extra:
+        streamer = Streamer(tokenizer, stops.ids, strings, on_text or (lambda text: None), behind)
+    if stopped is not None or stops.extra:
+        options |= {
+            "stopping_criteria": _criteria(lambda: (streamer is not None and streamer.closed) or bool(stopped and stopped()))
+        }
     with _generating(model) as ready:
         out = ready.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=room,
-            eos_token_id=stop_ids,
+            eos_token_id=list(stops.ids),
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
             streamer=streamer,
             **options,
         )
-    return _text(tokenizer, out[0, len(ids) :].tolist(), stop_ids, stop_strings)
+    made = out[0, len(ids) :].tolist()
+    said = _said(tokenizer, made, room, stops.ids, strings, behind)
+    if stopped is not None and stopped() and not _ended(tokenizer, made, stops.ids, strings, behind):
+        said = cut_off(said.text, "stopped")
+    if streamer is not None:
+        streamer.finish(said.text)
+    return Continued(said, len(made))
+
+
+def _criteria(stopped: Callable[[], bool]) -> Any:
+    from transformers import StoppingCriteriaList
+
+    def ask(input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), stopped(), dtype=torch.bool, device=input_ids.device)
+
+    return StoppingCriteriaList([ask])
 
 
 @torch.no_grad()
@@ -145,13 +252,21 @@ def _prompt(model: Any, encoder: RowEncoder, asked: Asked) -> tuple[list[int], i
         ids = encoder.prompt_ids(asked.conversation)
     except RenderRefused as refusal:
         raise InputError(f"{asked.conversation.id}: {refusal.detail}") from None
-    known = getattr(model.config, "max_position_embeddings", None)
+    return ids, room_of(ids, asked, getattr(model.config, "max_position_embeddings", None))
+
+
+def room_of(ids: Sequence[int], asked: Asked, known: int | None) -> int:
+    """The most tokens that an answer to a prompt may have, of a model that knows so many positions.
+
+    Raises:
+        InputError: there is no room for one.
+    """
     room = asked.max_tokens if known is None else min(asked.max_tokens, known - len(ids))
     if room <= 0:
         raise InputError(
             f"{asked.conversation.id}: its prompt of {len(ids)} tokens fills the {known} positions of the model; shorten it"
         )
-    return ids, room
+    return room
 
 
 def _generate(
@@ -188,12 +303,35 @@ def _generate(
 
 
 def _said(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int, stop_ids: Sequence[int], stop_strings: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    room: int,
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    behind: Sequence[int] | None = None,
 ) -> Said:
-    text = _text(tokenizer, ids, stop_ids, stop_strings)
-    whole = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    ended = len(ids) < room or any(token in stop_ids for token in ids) or any(stop in whole for stop in stop_strings)
-    return Said(text, "stop" if ended else "length")
+    text = answer_text(tokenizer, ids, stop_ids, stop_strings, behind)
+    if len(ids) < room or _ended(tokenizer, ids, stop_ids, stop_strings, behind):
+        return Said(text, "stop")
+    return cut_off(text, "length")
+
+
+def cut_off(text: str, finish: str) -> Said:
+    """An answer that did not come to its end: half a character there is none."""
+    return Said(text.rstrip("\ufffd"), finish)
+
+
+def _ended(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    behind: Sequence[int] | None = None,
+) -> bool:
+    """Whether the model wrote a stop."""
+    if any(token in stop_ids for token in ids):
+        return True
+    return bool(stop_strings) and any(stop in text_behind(tokenizer, ids, behind) for stop in stop_strings)
 
 
 class _Noise:
@@ -209,46 +347,6 @@ class _Noise:
             if generator is not None:
                 row -= torch.empty_like(row).exponential_(generator=generator).log()
         return out
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
-    end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    text = str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    for stop in stop_strings:
-        text = text.split(stop, 1)[0]
-    return text.removeprefix(" ")
-
-
-class _Streamer:
-    """Hands out text as it becomes certain: whole characters, nothing that may still become a stop string."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.stops, self.on_text = tokenizer, stops, on_text
-        self.ids: list[int] = []
-        self.shown = ""
-        self.prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self.prompt_seen:
-            self.prompt_seen = True
-            return
-        self.ids += value.reshape(-1).tolist()
-        self._show(hold=max((len(s) for s in self.stops), default=0))
-
-    def end(self) -> None:
-        self._show(hold=0)
-
-    def _show(self, hold: int) -> None:
-        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for stop in self.stops:
-            text = text.split(stop, 1)[0]
-        text = text.removeprefix(" ")
-        if text.endswith("\ufffd"):  # the next token completes this character
-            return
-        text = text[: len(text) - hold] if hold else text
-        if len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
 
 
 def sample_answers(

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from rapidfuzz import fuzz, process
 from typer.testing import CliRunner
 
+from selfinstruct.judge.asking import asks
+from selfinstruct.judge.recipe import JudgeRecipe
+from selfinstruct.prompts import load_prompt
 from sft.cli import app
 from sft.data.conversation import Conversation, Turn
 from sft.data.questions import Question, read_questions
@@ -21,10 +25,12 @@ from sft.data.tokenize import RowEncoder
 from sft.errors import DataError, InputError
 from sft.model.servable import write_servable
 from sft.run.answer import Asked, Said, Settings, answer_file
+from sft.run.engines import run_answer
 from sft.run.generate import Sampling, _Noise, _said, answer, answer_batch
-from sft.run.local import run_answer
 from tests.builders import byte_level, tiny_model
 
+DATA = Path(__file__).parents[2] / "data"
+OWN = ("questions.jsonl", "questions_zh.jsonl", "questions_two_turns.jsonl")
 QUESTIONS = [
     {"question_id": 1, "text": "How are you?", "category": "generic"},
     {"question_id": 81, "category": "writing", "turns": ["Write.", "Again, shorter."]},
@@ -53,10 +59,55 @@ def test_both_shapes_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["questions.jsonl", "questions_zh.jsonl"])
 def test_our_own_questions_have_the_categories_of_vicunas(name: str) -> None:
-    found = read_questions(Path(__file__).parents[2] / "data" / name)
+    found = read_questions(DATA / name)
     names = ("generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "writing")
     assert Counter(question.category for question in found) == {**dict.fromkeys(names, 10), "coding": 7, "math": 3}
     assert len({question.turns for question in found}) == 80
+
+
+def test_our_own_questions_of_two_turns() -> None:
+    found = read_questions(DATA / "questions_two_turns.jsonl")
+    names = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+    assert [question.category for question in found] == [name for name in names for _ in range(10)]
+    assert [question.id for question in found] == list(range(201, 281))  # not ours of one turn, nor MT-bench's 81 to 160
+    assert all(len(question.turns) == 2 and all(turn == turn.strip() for turn in question.turns) for question in found)
+    held = {"math", "coding", "reasoning", "extraction"}
+    assert {question.category for question in found if question.reference} == held
+    assert all(len(question.reference) == 2 and all(question.reference) for question in found if question.category in held)
+    assert len({turn for question in found for turn in question.turns}) == 160
+
+
+def test_our_own_questions_are_not_near_each_other() -> None:
+    """Less than 70 of 100 by rapidfuzz, with the words of each sorted."""
+    turns = [turn.lower() for name in OWN for question in read_questions(DATA / name) for turn in question.turns]
+    near = process.cdist(turns, turns, scorer=fuzz.token_sort_ratio, score_cutoff=70)
+    assert [(turns[i], turns[j]) for i, j in zip(*near.nonzero(), strict=True) if i < j] == []
+
+
+@pytest.mark.parametrize("mode", ["pairs", "single"])
+def test_a_judge_sees_the_references_of_both_turns(mode: str, tmp_path: Path) -> None:
+    found = read_questions(DATA / "questions_two_turns.jsonl")
+    said = {model: {str(question.id): ("first", "second") for question in found} for model in ("a", "b")}
+    teacher = {"model": "grader", "replay": [str(tmp_path)]}
+    recipe = JudgeRecipe.model_validate_json(
+        json.dumps(
+            {
+                "questions": str(DATA / "questions_two_turns.jsonl"),
+                "answers": ["a.jsonl", "b.jsonl"],
+                "teacher": teacher,
+                "judge": {"mode": mode},
+                "output": {"dir": str(tmp_path)},
+            }
+        )
+    )
+    prompts = {kind: load_prompt(f"judge_{kind}_en") for kind in ("pair", "single")}
+    asked = list(asks(recipe, found, said, {}, prompts))
+    assert len(asked) == 80 * 2 * 2
+    for ask in asked:
+        shown = ask.question.reference if ask.question.category in ("math", "coding", "reasoning") else ()
+        assert ask.reference == shown[: ask.turn]
+        assert ask.text().count("RIGHT ANSWER") == len(ask.reference)
+        assert all(text in ask.text() for text in ask.reference)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sft.data.conversation import Conversation
+from sft.data.conversation import Conversation, Turn
+from sft.data.template import builtin_names, load_template
+from sft.data.tokenize import RowEncoder
 from sft.errors import InputError, ModelError, TemplateError
-from sft.run import chat
-from sft.run.chat import find_model, load_to_talk, talk
+from sft.model.servable import write_servable
+from sft.model.tokenizer import repair_tokens
+from sft.run.chat import find_model, load_to_talk, load_words, talk
+from sft.run.session import refuse_system
 from sft.train import run
-from tests.builders import byte_level, save_tiny
+from tests.builders import byte_level, save_tiny, tiny_model
 from tests.runs import tiny_recipe
 
 
@@ -74,56 +80,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return out
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[Conversation]:
-    """Type lines, then end of input. Returns what the model is asked each time; it answers ``answer N``."""
-    waiting, asked = iter(lines), []
-
-    def read(_: str) -> str:
-        try:
-            return next(waiting)
-        except StopIteration:
-            raise EOFError from None
-
-    def say(model: Any, tokenizer: Any, encoder: Any, conversation: Conversation, *_: Any, on_text: Any) -> str:
-        asked.append(conversation)
-        encoder.prompt_ids(conversation)
-        on_text(f"answer {len(asked)}\x1b[2J")
-        return f"answer {len(asked)}"
-
-    monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(chat, "answer", say)
-    return asked
-
-
-def turns(conversation: Conversation) -> list[tuple[str, str]]:
-    return [(turn.role, turn.content) for turn in conversation.turns]
-
-
-def test_a_conversation_goes_on_until_it_is_left(
-    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = typed(monkeypatch, "one", "", "two", "/new", "three", "/quit", "never")
-    talk(str(runs["chatml"]), message=None, system="Be brief.", temperature=0.0, max_tokens=4)
-    system = ("system", "Be brief.")
-    assert [turns(c) for c in asked] == [
-        [system, ("user", "one")],
-        [system, ("user", "one"), ("assistant", "answer 1"), ("user", "two")],
-        [system, ("user", "three")],
-    ]
-    shown = capsys.readouterr().out
-    assert "Type a message. /new starts over, /quit leaves.\n" in shown
-    assert "\x1b" not in shown  # a model cannot write to the terminal's controls
-
-
-def test_a_template_of_one_exchange_starts_over(
-    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = typed(monkeypatch, "one", "two")
-    talk(str(runs["alpaca_short"]), message=None, system=None, temperature=0.0, max_tokens=4)
-    assert [turns(c) for c in asked] == [[("user", "one")], [("user", "two")]]
-    assert "This template holds one exchange." in capsys.readouterr().out
-
-
 def test_one_message_is_one_answer(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     talk(str(runs["chatml"]), message="Say the number 3.", system=None, temperature=0.0, max_tokens=4)
     first = capsys.readouterr().out
@@ -144,3 +100,56 @@ def test_chat_and_training_read_the_same_prompt(runs: dict[str, Path]) -> None:
         assert encoder.stops()[0] == about["stop_ids"]
         assert json.loads((path / "run.json").read_text())["serving"]["stop_ids"] == about["stop_ids"]
         assert tokenizer.eos_token_id in about["stop_ids"]
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_template_is_served_with_the_ids_and_stops_of_training(name: str, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(byte_level(chatml=False))
+    template = load_template(name)
+    repair_tokens(tokenizer, template)
+    encoder = RowEncoder(tokenizer, template, "last")
+    write_servable(tiny_model(len(tokenizer)), tokenizer, encoder, tmp_path / "m", {})
+    _, served, _ = load_words(str(tmp_path / "m"))
+    assert served.stops() == encoder.stops()
+    first = (Turn("user", "Hi, <|im_end|> ### Human: </s>"),)
+    talks = [first, (*first, Turn("assistant", "Hello."), Turn("user", "请说。"))]
+    for turns in talks[: 1 + template.multi_turn]:
+        talk = Conversation("q", turns, "q")
+        assert served.prompt_ids(talk) == encoder.prompt_ids(talk)
+    with_system = Conversation("q", (Turn("system", "Be brief."), *first), "q")
+    if "system" in template.roles:
+        assert served.prompt_ids(with_system) == encoder.prompt_ids(with_system)
+        refuse_system(served, "Be brief.")
+    else:
+        with pytest.raises(InputError, match=f"no system message can be set: the template {name} has no system role"):
+            refuse_system(served, "Be brief.")
+
+
+def test_a_template_that_passes_over_the_system_message_refuses_it() -> None:
+    source = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}bot: "
+    encoder = RowEncoder(byte_level(), load_template("tokenizer", tokenizer_source=source), "all")
+    with pytest.raises(InputError, match="no system message can be set: the template of this model has no place for one"):
+        refuse_system(encoder, "Be brief.")
+
+
+def test_the_default_system_message_of_a_template_can_be_set() -> None:
+    encoder = RowEncoder(byte_level(), load_template("vicuna_v1.1"))
+    default = encoder.renderer.prompt(Conversation("q", (Turn("user", "a"),), "q")).text.split(" USER:")[0]
+    assert default.startswith("A chat")
+    refuse_system(encoder, default)
+
+
+def test_a_message_of_a_program_is_answered_whole_and_nothing_else_is_on_stdout(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Lines of a pipe: answers go to stdout, a fault ends it, as a script expects."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say 1.\n\n/set max_tokens 3\nSay \\\n2.\n"))
+    talk(str(runs["chatml"]), message=None, system=None, temperature=0.0, max_tokens=6)
+    shown = capsys.readouterr()
+    assert shown.out.count("\n") >= 2
+    assert ">" not in shown.out.replace("<|", "").replace("|>", "")[:1]
+    assert "Type a message" not in shown.out + shown.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("/undo\nSay 1.\n"))
+    with pytest.raises(InputError, match="nothing was asked yet"):
+        talk(str(runs["chatml"]), message=None, system=None, temperature=0.0, max_tokens=6)
+    assert capsys.readouterr().out == ""

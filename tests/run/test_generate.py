@@ -14,6 +14,7 @@ from sft.data.tokenize import RowEncoder
 from sft.errors import InputError
 from sft.model.attention import register
 from sft.run.generate import Sampling, answer, sample_answers
+from sft.run.streaming import Streamer, answer_text
 from tests.builders import LLAMA, byte_level, colon_crossing, sentencepiece_like, tiny_model
 
 QUESTION = Conversation("q", (Turn("user", "Hello there"),), "q")
@@ -84,6 +85,47 @@ def test_a_stop_string_ends_the_answer_and_is_never_shown() -> None:
     assert "".join(pieces) == said
     assert said.startswith("Fine.")
     assert model.options["stop_strings"] == stops
+
+
+@pytest.mark.parametrize("text", ["a\n##b \n# c\n\n", "x\n##\n###", "### \n###", "<|im_end|> 诗\n"])
+def test_what_may_become_a_stop_is_held_back_and_no_more(text: str) -> None:
+    """What was shown at any time begins the answer, and falls short of what is known by less than a stop."""
+    tokenizer = byte_level()
+    _, encoder = scripted(tokenizer, "vicuna_v0", text, stop=False)
+    stop_ids, stops = encoder.stops()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    wanted = answer_text(tokenizer, ids, stop_ids, stops)
+    shown: list[str] = []
+    streamer = Streamer(tokenizer, stop_ids, stops, shown.append)
+    streamer.put(torch.tensor([[1, 2, 3]]))
+    for count, token in enumerate(ids, 1):
+        streamer.put(torch.tensor([token]))
+        now = "".join(shown)
+        assert wanted.startswith(now)
+        sure = answer_text(tokenizer, ids[:count], stop_ids, stops).rstrip("\ufffd")
+        assert len(sure) - len(now) < len(stops[0]) or not wanted.startswith(sure)
+    streamer.end()
+    streamer.finish(wanted)
+    assert "".join(shown) == wanted
+
+
+def test_a_stream_decodes_each_token_a_few_times_only() -> None:
+    tokenizer, decoded = byte_level(), 0
+
+    class Counting:
+        def decode(self, ids: list[int], **options: Any) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return str(tokenizer.decode(ids, **options))
+
+    ids = tokenizer("Ein Satz, 诗 und mehr. " * 40, add_special_tokens=False)["input_ids"]
+    shown: list[str] = []
+    streamer = Streamer(Counting(), [0], [], shown.append)
+    streamer.put(torch.tensor([[1]]))
+    for token in ids:
+        streamer.put(torch.tensor([token]))
+    assert "".join(shown) == tokenizer.decode(ids)
+    assert decoded < 8 * len(ids)
 
 
 def test_the_answer_ends_where_the_model_does() -> None:

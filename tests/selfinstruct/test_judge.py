@@ -14,9 +14,10 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from selfinstruct.cli import app
+from selfinstruct.judge.agreement import agreement
 from selfinstruct.judge.outcomes import Game, Rated, read_judgments
 from selfinstruct.judge.standings import sentence
-from selfinstruct.judge.statistics import agreement, compare, mean_ratings, strengths
+from selfinstruct.judge.statistics import compare, mean_ratings, strengths
 from selfinstruct.judge.verdicts import pair_verdict, rating
 from sft.errors import DataError
 
@@ -119,7 +120,7 @@ def test_all_shapes_are_read(tmp_path: Path) -> None:
         ("x", {"question_id": 1, "score": [1, 2]}, "two ratings without names; call the file review_MODEL1_MODEL2.jsonl"),
         ("x", pair_row(1, "A", "tie"), "g1_winner must be one of model_1, model_2, tie, error, not 'A'"),
         ("x", pair_row(1, "tie", "tie", "a", "a"), "model_1 and model_2 must be two names"),
-        ("x", pair_row(1, "tie", "tie", turn="1"), "turn must be a number, not '1'"),
+        ("x", pair_row(1, "tie", "tie", turn="1"), "turn must be a number from 1, not '1'"),
         ("x", pair_row(0, "tie", "tie", "b", "a"), r"this was judged at .*x\.jsonl:1 already, by the same judge"),
     ],
 )
@@ -283,10 +284,12 @@ def test_too_few_questions_for_intervals() -> None:
 def test_agreement_with_and_without_ties() -> None:
     one, other = games_of("wwtlxw", judge="x"), games_of("wltlww", "b", "a", judge="y")
     # the other names them the other way round: w is a win of b there
-    every, firm, count = agreement(one, other)
-    assert (every, firm) == pytest.approx((2 / 5, 1 / 4))
-    assert count == 5
-    assert agreement(games_of("tt"), games_of("tt"))[1] is None
+    found = agreement(one, other)
+    assert found.firm is not None
+    assert (found.every.value, found.firm.value) == pytest.approx((2 / 5, 1 / 4))
+    assert (found.every.pairs, found.every.questions, found.firm.pairs) == (5, 5, 4)
+    assert found.every.interval[0] < 2 / 5 < found.every.interval[1]
+    assert agreement(games_of("tt"), games_of("tt")).firm is None
     with pytest.raises(DataError, match="no readable game in common"):
         agreement(one, games_of("w", "a", "c"))
 
@@ -333,4 +336,7 @@ def test_judges_that_share_games_are_compared(tmp_path: Path) -> None:
     other = [row | {"judge": "k"} for row in rows]
     file = write(tmp_path / "pairs.jsonl", [*rows, *other])
     shown = CliRunner().invoke(app, ["standings", str(file)])
-    assert "j and k agree on 100.0% of 9 games, without ties 100.0%" in shown.output
+    assert (
+        "j and k agree: 100.0% (66.4% to 100.0%) of 9 pairs of votes; without ties 100.0% (66.4% to 100.0%) of 9"
+        in shown.output
+    )

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def a_recipe(folder: Path, models: tuple[str, ...] = MODELS, out: str = "run", *
         "answers": files(folder, models),
         "teacher": {"model": "grader", "replay": [str(folder / "ledger.jsonl")]},
         "judge": section,
-        "output": {"dir": str(folder / out)},
+        "output": {"dir": str(folder / out), "charts": False},
     }
     path = folder / "judge.yaml"
     path.write_text(yaml.safe_dump(value), encoding="utf-8")
@@ -201,6 +202,7 @@ MEASURE = """<script>addEventListener("load", () => {
   const root = document.documentElement, shown = () => [...document.querySelectorAll(".game")].filter(e => e.offsetHeight > 0).length;
   const found = {width: root.scrollWidth, client: root.clientWidth, all: shown()};
   for (const name of ["win", "loss", "tie", "torn", "unread"]) { document.getElementById("only-" + name).click(); found[name] = shown(); }
+  found.charts = Math.min(...[...document.querySelectorAll("figure svg")].map(e => e.getBoundingClientRect().width));
   found.span = Math.round(document.querySelector(".span i").getBoundingClientRect().width);
   parent.postMessage([window.name, document.title, found], "*"); })</script>"""
 
@@ -208,6 +210,7 @@ MEASURE = """<script>addEventListener("load", () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the page of a judgment in a browser; install chromium")
 def test_a_browser_filters_it_and_obeys_nothing(tmp_path: Path) -> None:
     recipe = a_recipe(tmp_path, retries=0)
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"charts": True})})
     evil = tmp_path / "bad.jsonl"
     evil.write_text(
         evil.read_text(encoding="utf-8").replace("bad on 1.1", BAIT.replace('"', "'") + "W" * 3000), encoding="utf-8"
@@ -229,6 +232,7 @@ def test_a_browser_filters_it_and_obeys_nothing(tmp_path: Path) -> None:
         assert found["width"] <= found["client"] == width
         assert [found[key] for key in ("all", "win", "loss", "tie", "torn", "unread")] == [12, 2, 1, 0, 6, 3]
         assert found["span"] > 20
+        assert found["charts"] > 300  # of points: what is drawn at 9 stays readable on a phone
 
 
 def test_ratings(tmp_path: Path) -> None:
@@ -247,7 +251,12 @@ def test_ratings(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count('class="game rated"') == 6
     assert page.count('class="game unread"') == 2
-    assert ratings["good"] == {"mean": 9.0, "interval": [9.0, 9.0], "unreadable": 1}
+    assert ratings["good"] == {
+        "mean": 9.0,
+        "interval": [9.0, 9.0],
+        "unreadable": 1,
+        "turns": {"1": {"mean": 9.0, "interval": [9.0, 9.0]}, "2": {"mean": 9.0, "interval": [9.0, 9.0]}},
+    }
 
 
 def test_a_baseline(tmp_path: Path) -> None:
@@ -344,6 +353,8 @@ def test_answers_that_do_not_fit_the_questions_are_refused(tmp_path: Path) -> No
     [
         ({"mode": "baseline"}, MODELS, "names the model that others are held against"),
         ({"baseline": "good"}, MODELS, "names the model that others are held against"),
+        ({"repeats": 0}, MODELS, "judge.repeats: .*greater than or equal to 1"),
+        ({"repeats": 101}, MODELS, "judge.repeats: .*less than or equal to 100"),
         ({}, ("good",), "mode: pairs compares models; give the answers of two at least"),
     ],
 )
@@ -363,3 +374,78 @@ def test_the_command(tmp_path: Path) -> None:
         app, ["standings", str(tmp_path / "other" / "judgments.jsonl"), "--model", "good", "--require", "better"]
     )
     assert judged.exit_code == 1  # three questions prove nothing, whoever wins them
+
+
+def test_repeats_are_asked_one_by_one(tmp_path: Path) -> None:
+    recipe = a_recipe(tmp_path, ("good", "bad"), repeats=3)
+    told = record(recipe, lambda ask, attempt: fair(ask, 0) if ask.repeat < 3 else "[[A]]")
+    screen, found = run(recipe)
+    assert len(wanted(recipe)) == 4 * 2 * 3
+    assert len({request.id for request in told}) == 4 * 2 * 3 * 2
+    assert [one["repeat"] for one in found] == [1, 2, 3] * 4
+    assert "grader asked again decides the same on the same prompt: 66.7%" in screen
+    assert "grader asked again decides the same on both orders together: 33.3%" in screen
+    pair = json.loads((tmp_path / "run" / "standings.json").read_text(encoding="utf-8"))["pairs"][0]
+    assert (pair["wins"], pair["ties"], pair["losses"], pair["adjusted"]) == (0, 4, 8, pytest.approx(1 / 6))
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "The judge with itself" in page
+    assert "turn 2, repeat 3: " in page
+    # more retries, or more repeats, pay for nothing twice; a seed is one of each repeat
+    ids = {ask.request(recipe, 0, 0).id for ask in wanted(recipe)}
+    more = a_recipe(tmp_path, ("good", "bad"), repeats=4, retries=9)
+    assert ids < {ask.request(more, 0, 0).id for ask in wanted(more)}
+    seeded = recipe.teacher.model_copy(update={"sampling": recipe.teacher.sampling.model_copy(update={"seed": 7})})
+    seeds = [ask.request(recipe.model_copy(update={"teacher": seeded}), 0, 0).sampling.seed for ask in wanted(recipe)]
+    assert seeds[:6] == [7, 7, 8, 8, 9, 9]
+
+
+def test_a_reply_that_was_cut_off_is_no_verdict(tmp_path: Path) -> None:
+    recipe = a_recipe(tmp_path, ("good", "bad"), retries=0)
+    record(recipe, fair)
+    with Ledger.open(Path(recipe.teacher.replay[0])) as ledger:
+        entries = list(ledger.iterate())
+    Path(recipe.teacher.replay[0]).unlink()
+    with Ledger.open(Path(recipe.teacher.replay[0])) as ledger:
+        ledger.put_many(
+            [Entry(one.request, replace(one.completion, finish_reason="length") if i == 0 and one.completion else one.completion)
+             for i, one in enumerate(entries)]
+        )  # fmt: skip
+    screen, found = run(recipe)
+    assert "8 verdicts, 1 unreadable" in screen
+    assert found[0]["g1_winner"] == "error"
+
+
+def test_references_are_counted_and_those_of_other_questions_refused(tmp_path: Path) -> None:
+    recipe = a_recipe(tmp_path, ("good", "bad"))
+    record(recipe, fair)
+    assert "held to references: 2 of 2 turns of math, coding, reasoning" in run(recipe)[0]
+    other = tmp_path / "key.jsonl"
+    other.write_text(json.dumps({"question_id": 99, "model_id": "key", "text": "x"}) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"judge\.references: .*key\.jsonl has no answer to any of these questions"):
+        judge(a_recipe(tmp_path, ("good", "bad"), references=str(other)), Console(file=io.StringIO()))
+
+
+def test_charts_stand_in_the_page_and_beside_it(tmp_path: Path) -> None:
+    recipe = a_recipe(tmp_path)
+    drawn = recipe.model_copy(update={"output": recipe.output.model_copy(update={"charts": True})})
+    record(drawn, fair)
+    run(drawn)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    names = ["bars_win_rate.png", "radar_win_rate.png"]
+    assert sorted(path.name for path in (tmp_path / "run" / "charts").iterdir()) == names
+    assert page.count("<svg") == page.count('<figure role="img" aria-label="') == 2
+    assert 'aria-label="Bars. Win rate by category. good: generic 100%' in page
+    assert not re.search(r'(src|href)="(?!#)', page)  # nothing is loaded
+    found = json.loads((tmp_path / "run" / "standings.json").read_text(encoding="utf-8"))
+    assert {(row["category"], row["questions"]) for row in found["categories"]} == {("generic", 1), ("math", 1), ("writing", 1)}
+    assert [(row["ours"], row["theirs"], row["turn"], row["wins"]) for row in found["turns"]][-2:] == [
+        ("good", "ugly", 1, 3),
+        ("good", "ugly", 2, 1),
+    ]
+    assert found["pairs"][0]["length_controlled"] is None  # "good" is one character longer than "bad" everywhere
+    lines = [json.loads(line) for line in (tmp_path / "run" / "judgments.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(one["model_1"], one["length_1"], one["model_2"], one["length_2"]) for one in lines[:3]} == {
+        ("good", 11, "bad", 10),
+        ("good", 11, "ugly", 11),
+        ("bad", 10, "ugly", 11),
+    }

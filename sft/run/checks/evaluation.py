@@ -31,8 +31,8 @@ from sft.run.checks.estimates import Measured, changes, flat
 from sft.run.checks.harness import Tasks, refuse_tasks, run_tasks
 from sft.run.checks.sets import HELD_OUT, NamedSet, Rows, encode_set, measure_held_out
 from sft.run.checks.subject import Subject, open_base, open_subject
+from sft.run.engines import refuse_turns
 from sft.run.evaluate import held_out
-from sft.run.local import refuse_turns
 
 RECORD, REPORT, ANSWERS = "eval.json", "report.html", "answers"
 

@@ -23,7 +23,7 @@ from sft.run.chat import adapter_to_talk, open_model, talking_encoder
 from sft.run.checks.sets import Rows
 from sft.run.evaluate import padding_id, refuse_other_ids, used_ids
 from sft.run.generate import answer_batch
-from sft.run.local import fingerprint_of
+from sft.run.local import weights_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class Subject:
         Raises:
             TemplateError: the model has no chat template.
         """
-        return self.encoder if self.encoder is not None else talking_encoder(self.name, self.tokenizer)
+        return self.encoder if self.encoder is not None else talking_encoder(self.name, self.tokenizer, {})
 
     def answer(self, asked: Sequence[Asked]) -> list[Said]:
         """Answer some turns, in order."""
@@ -122,9 +122,9 @@ def open_subject(name: str, recipe: Recipe | None = None) -> Subject:
         model = adapter_to_talk(recipe, folder, tokenizer, device_for_run())
     else:
         model, tokenizer, about = open_model(name)
-    encoder = talking_encoder(name, tokenizer) if isinstance(tokenizer.chat_template, str) else None
+    encoder = talking_encoder(name, tokenizer, about) if isinstance(tokenizer.chat_template, str) else None
     multi_turn = bool(about.get("multi_turn", True))
-    return Subject(name, model, tokenizer, tokenizer, encoder, multi_turn, fingerprint_of(name, model))
+    return Subject(name, model, tokenizer, tokenizer, encoder, multi_turn, weights_of(name, model.config))
 
 
 def open_base(name: str, tuned: Subject) -> Subject:
@@ -134,5 +134,5 @@ def open_base(name: str, tuned: Subject) -> Subject:
         InputError: nothing there.
     """
     model, own, _ = open_model(name)
-    weights = fingerprint_of(name, model)
+    weights = weights_of(name, model.config)
     return Subject(name, model, tuned.tokenizer, own, tuned.encoder, tuned.multi_turn, weights)
