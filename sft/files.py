@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append a JSON object as one line, and sync it: it is there whole or, after an error, not at all.
+def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON objects, one a line, and sync them: they are there whole or, after an error, not at all.
 
     Processes that append to the same file wait for each other. A line that a power cut left without its end keeps to itself.
     """
-    text = json.dumps(value, ensure_ascii=False)
-    data = (json.dumps(value) if _SURROGATE.search(text) else text).encode() + b"\n"
+    data = "".join(_line(value) for value in values).encode()
     new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -77,6 +76,11 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
         os.close(descriptor)
     if new:
         _sync(path.parent)
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return (json.dumps(value) if _SURROGATE.search(text) else text) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

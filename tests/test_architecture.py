@@ -71,6 +71,7 @@ SHARED = (
     "sft.config",
     "sft.errors",
     "sft.files",
+    "sft.intervals",
     "sft.data.conversation",
     "sft.data.jsonl",
     "sft.data.questions",

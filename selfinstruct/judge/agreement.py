@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from selfinstruct.judge.intervals import Interval, estimate, ratio, without_spread
+from selfinstruct.judge.intervals import estimate, without_spread
 from selfinstruct.judge.outcomes import Game, Rated
 from sft.errors import DataError
+from sft.intervals import Interval, ratio
 
 PEOPLE = "people"
 _Pair = tuple[str, Any, Any]

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,9 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-RESAMPLES = 9_999
-SEED = 0
-Interval = tuple[float, float]
+from sft.intervals import RESAMPLES, Interval, bootstrap, exact_share
 
 
 def by_question(values: Iterable[tuple[str, int, float]]) -> npt.NDArray[np.float64]:
@@ -33,32 +30,18 @@ def estimate(
     values: npt.NDArray[np.float64], statistic: Callable[..., Any], *, resamples: int = RESAMPLES
 ) -> tuple[float, Interval]:
     """A statistic of questions (the last axis), and its interval of 95 % (BCa, Efron 1987); without spread the interval is the value."""
-    from scipy import stats
-
     rows = values if values.ndim > 1 else values[None]
     value = float(statistic(*rows, axis=-1))
     if rows.shape[-1] < 2 or (np.ptp(rows, axis=-1) == 0).all():
         return value, (value, value)
-    with warnings.catch_warnings():
-        # BCa has no answer where one question carries all of the spread; scipy says so by nan, and percentiles are taken then
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        for method in ("BCa", "percentile"):
-            rng = np.random.default_rng(SEED)
-            found = stats.bootstrap(
-                tuple(rows), statistic, paired=True, vectorized=True, n_resamples=resamples, method=method, rng=rng, batch=500
-            ).confidence_interval
-            if not math.isnan(found.low) and not math.isnan(found.high):
-                break
-    return value, (float(found.low), float(found.high))
+    return value, bootstrap(list(rows), statistic, resamples=resamples)
 
 
 def without_spread(value: float, count: int) -> Interval:
     """Where every question went the same way there is nothing to resample: exact for a share of 0 or 1 (Clopper and Pearson 1934), else
     what holds for any mean of numbers between 0 and 1 (Hoeffding 1963)."""
     if value in (0.0, 1.0):
-        least = 0.025 ** (1 / count)
-        return (least, 1.0) if value else (0.0, 1 - least)
+        return exact_share(value, count)
     half = math.sqrt(math.log(2 / 0.05) / (2 * count))
     return max(0.0, value - half), min(1.0, value + half)
 
@@ -67,9 +50,3 @@ def mean_share(values: npt.NDArray[np.float64], *, resamples: int = RESAMPLES) -
     """Mean of shares of questions (numbers between 0 and 1) with its interval, also where there is no spread."""
     value, interval = estimate(values, np.mean, resamples=resamples)
     return value, without_spread(value, len(values)) if np.ptp(values) == 0 else interval
-
-
-def ratio(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], axis: int = -1) -> npt.NDArray[np.float64]:
-    """Sum over sum."""
-    found: npt.NDArray[np.float64] = ours.sum(axis=axis) / theirs.sum(axis=axis)
-    return found

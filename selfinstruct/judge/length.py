@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selfinstruct.judge.intervals import Interval, estimate, without_spread
+from selfinstruct.judge.intervals import estimate, without_spread
 from selfinstruct.judge.outcomes import Game
+from sft.intervals import Interval
 
 _RESAMPLES = 1_999
 _RIDGE = 0.01

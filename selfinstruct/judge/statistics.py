@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from selfinstruct.judge.intervals import SEED, Interval, by_question, estimate, mean_share, ratio
+from selfinstruct.judge.intervals import by_question, estimate, mean_share
 from selfinstruct.judge.outcomes import Game, Rated
 from sft.errors import DataError
+from sft.intervals import SEED, Interval, ratio
 
 _POINTS = 400 / math.log(10)
 _POWER = 1.959964 + 0.841621

@@ -44,10 +44,10 @@ _PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what a run's numbers depend on, and of more packages where they are installed."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -9,12 +9,18 @@ from urllib.parse import urlsplit
 
 from sft.errors import InputError
 
+KEY = "VICUGNA_API_KEY"
+"""Environment variable with the key of ``sft serve``, which ``sft web`` sends."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def address_fault(base_url: str) -> str | None:
     """What is wrong with the address of a server; None for a sound one."""
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+        _ = parts.port  # read only to be proven
+    except ValueError as error:
+        return f"is no address: {error}"
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "must start with http:// or https:// and name a host"
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
@@ -39,9 +45,22 @@ def key_in(variable: str, label: str, without: str, environment: Mapping[str, st
     Raises:
         InputError: the variable is not set, or empty, or holds what no header can carry.
     """
-    key = environment.get(variable, "").strip()
-    if not key:
+    key = own_key(variable, environment)
+    if key is None:
         raise InputError(f"the key of {label} is missing: set the environment variable {variable}, or {without}")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(f"the environment variable {variable} does not hold a key (blanks or odd characters in it)")
     return key
+
+
+def own_key(variable: str = KEY, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key that an environment variable holds; None if it is not set, or empty.
+
+    Raises:
+        InputError: it holds what no header can carry.
+    """
+    key = environment.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(
+            f"the environment variable {variable} does not hold a key (blanks or odd characters in it); "
+            f"{variable} must be printable ASCII without blanks"
+        )
+    return key or None

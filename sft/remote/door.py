@@ -44,7 +44,7 @@ class Door:
     ) -> None:
         self._timeout, self._unix = timeout, unix
         self._strike: Callable[[str], str] = lambda text: strike_out(text, key)
-        self._make: Callable[[], openai.AsyncOpenAI] = lambda: _client(base_url, key, timeout, connect_timeout)
+        self._make: Callable[[], openai.AsyncOpenAI] = lambda: client_of(base_url, key, timeout, connect_timeout)
         self._pools: list[openai.AsyncOpenAI] = []
         self._busy: list[int] = []
 
@@ -104,8 +104,9 @@ class Door:
         self._busy.clear()
 
 
-def _client(base_url: str, key: str | None, timeout: float, connect_timeout: float) -> openai.AsyncOpenAI:
-    # No redirects: the key goes to the address given and nowhere else. Plain HTTP needs no certificates read for each pool.
+def client_of(base_url: str, key: str | None, timeout: float, connect_timeout: float) -> openai.AsyncOpenAI:
+    """A client that tries once, and tells nobody but the address given of a key or an account: it follows no redirects."""
+    # Plain HTTP needs no certificates read for each pool.
     plain: dict[str, Any] = {"verify": False} if base_url.startswith("http:") else {}
     made = openai.AsyncOpenAI(
         http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, **plain),

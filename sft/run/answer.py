@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sft.data.conversation import Conversation, Turn
 from sft.data.jsonl import write_jsonl_atomic
 from sft.data.questions import Question
 from sft.errors import InputError, RunError
+from sft.files import append_lines
 
 TEMPERATURES = {
     **dict.fromkeys(("writing", "roleplay"), 0.7),
@@ -34,7 +34,6 @@ TEMPERATURES = {
 }
 """By category, as FastChat has them; all others :data:`OTHERWISE`."""
 OTHERWISE = 0.7
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ def answer_file(
     with tqdm(total=len(questions), initial=len(done), desc="answering", unit=" questions", leave=False) as bar:
 
         def keep(records: Sequence[dict[str, Any]]) -> None:
-            _append(out, records)
+            append_lines(out, records)
             done.update((record["answer_id"], record) for record in records)
             bar.update(len(records))
 
@@ -263,25 +262,13 @@ class Turns:
         name = settings.answer_id(question)
 
         def keep(said: Said) -> None:
-            _append(self.path, [{"answer_id": name, "text": said.text, "finish": said.finish}])
+            append_lines(self.path, [{"answer_id": name, "text": said.text, "finish": said.finish}])
 
         return Talk(question, settings, tuple(self.said.get(name, ())), keep)
 
     def remove(self) -> None:
         """All are answered."""
         self.path.unlink(missing_ok=True)
-
-
-def _append(out: Path, records: Sequence[dict[str, Any]]) -> None:
-    with out.open("a", encoding="utf-8") as file:
-        file.writelines(_line(record) for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _line(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False)
-    return (json.dumps(record) if _SURROGATE.search(text) else text) + "\n"  # half a pair is nothing that UTF-8 can carry
 
 
 def _begun(out: Path, settings: Settings, wanted: dict[str, Question]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,6 @@ An answer that did not come to its end carries ``train: false``: it is context t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sft.data.fields import RowFault
 from sft.data.formats import FORMATS, detect_format
 from sft.data.jsonl import ending, read_rows
 from sft.errors import DataError, InputError
+from sft.files import append_lines
 
 _NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 _TAIL = 1 << 16
@@ -50,19 +50,10 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """
     if path.suffix != ".jsonl":
         raise InputError(f"{path}: rows are added to a .jsonl file; give such a name")
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     try:
-        gap = b""
         if path.exists():
             _refuse_others(path)
-            gap = b"" if _tail(path).endswith(b"\n") or not path.stat().st_size else b"\n"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            with os.fdopen(descriptor, "ab", closefd=False) as file:
-                file.write(gap + line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        append_lines(path, [row])
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -61,10 +61,7 @@ class Streamer:
         self.tokenizer, self.stop_ids, self.stops, self.on_text = tokenizer, frozenset(stop_ids), stops, on_text
         self.blank = " " if behind is None else ""
         self.ids: list[int] = list(behind or ())
-        self.begin, self.read = (
-            0,
-            len(self.ids),
-        )  # ids[begin:read] were decoded before, and are again for what stands behind them
+        self.begin, self.read = 0, len(self.ids)  # what lies between was decoded before, and is again for what stands behind it
         self.text, self.shown = "", 0
         self.prompt_seen = self.closed = False
 

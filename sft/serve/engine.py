@@ -101,6 +101,7 @@ class Engine:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        self._writing = threading.Lock()  # an encoder learns words while it works, and requests come side by side
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._closed = False
@@ -135,6 +136,10 @@ class Engine:
             raise InputError("the last message must be of the user (or a tool): the model answers it")
         if not self.multi_turn and sum(turn.role == "user" for turn in turns) > 1:
             raise InputError("the template of this model holds one exchange; send one user message")
+        with self._writing:
+            return self._ids(turns)
+
+    def _ids(self, turns: Sequence[Turn]) -> list[int]:
         try:
             ids = self._prompt(turns)
             for i in [i for i, turn in enumerate(turns) if turn.role == "tool"][:1]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-import re
 from pathlib import Path
 
 from sft.errors import InputError
-
-KEY = "VICUGNA_API_KEY"
-"""Environment variable with the key that requests must bring."""
+from sft.remote.address import KEY, own_key
 
 
 def key_of(host: str) -> str | None:
@@ -19,11 +15,9 @@ def key_of(host: str) -> str | None:
     Raises:
         InputError: others can reach this host and there is no key, or one that no header can carry.
     """
-    key = os.environ.get(KEY) or None
+    key = own_key()
     if key is None and not _loopback(host):
         raise InputError(f"--host {host}: others can reach it, so it needs a key; set {KEY}, or leave --host out")
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise InputError(f"{KEY} must be printable ASCII without blanks")
     return key
 
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sft.errors import InputError
+from sft.remote.address import own_key
 
 if TYPE_CHECKING:
     from sft.web.words import Language
-
-KEY = "VICUGNA_API_KEY"
 
 
 def web(
@@ -47,7 +46,7 @@ def web(
     from sft.web.desk import Desk
     from sft.web.servers import Servers
 
-    desk = Desk(Servers(server, os.environ.get(KEY) or None), votes, saved)
+    desk = Desk(Servers(server, own_key()), votes, saved)
     with _listening(host, port) as opened:
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"http://{shown}:{opened.getsockname()[1]}/ (votes: {votes}, saved rows: {saved}; Ctrl-C stops it)")

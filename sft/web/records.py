@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sft.data.fields import RowFault
 from sft.data.formats import FORMATS
-from sft.files import append_line
+from sft.files import append_lines
 from sft.web.talk import Refused, Talk
 
 Winner = Literal["model_a", "model_b", "tie", "tie (bothbad)"]
@@ -184,6 +184,6 @@ def language_of(text: str) -> str:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     try:
-        append_line(path, row)
+        append_lines(path, [row])
     except OSError as error:
         raise Refused("cannot_write", path=path, why=error.strerror or str(error)) from None

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import openai
 
 from sft.errors import InputError
+from sft.remote.door import client_of
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,7 @@ class Servers:
         if twice := [url for url, count in Counter(urls).items() if count > 1]:
             raise InputError(f"--server: {twice[0]} is given twice; give each server once")
         self._key = key
-        timeout = openai.Timeout(_SILENCE, connect=_CONNECT)
-        self._clients = {
-            url: openai.AsyncOpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=0) for url in urls
-        }
+        self._clients = {url: client_of(url, key, _SILENCE, _CONNECT) for url in urls}
         self._found: dict[str, list[str]] = {url: [] for url in urls}
         self._models: dict[str, tuple[str, str]] = {}
 
@@ -180,7 +178,8 @@ def _classified(error: Exception) -> tuple[FaultKind, str]:
         if status in (401, 403):
             return "key", said
         if status in (400, 413, 422):
-            return ("too_long" if any(word in said.lower() for word in _OVERFLOW) else "refused"), said
+            told = f"{error.code or ''} {said}".lower()  # OpenAI's code where there is one; other servers have only words
+            return ("too_long" if any(word in told for word in _OVERFLOW) else "refused"), said
         if status in (429, 503):
             return "busy", said
         return "failed", f"{status}: {said}"

@@ -336,3 +336,9 @@ def test_options_of_a_server_are_named_as_they_are_typed() -> None:
             engine="vllm",
             server=Server(None, None, 2, 3.0),
         )
+
+
+@pytest.mark.parametrize("address", ["http://host:port/v1", "http://host:99999/v1", "http://[::1/v1"])
+def test_an_address_without_a_sound_port_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="--base-url is no address: "):
+        EndpointAnswerer(address, "m")

@@ -4,101 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
 from selfinstruct.cli import app
-from selfinstruct.judge.asking import Ask, asks, read_answers
-from selfinstruct.judge.recipe import JudgeRecipe, load_judge_recipe
-from selfinstruct.judge.report import outcome
+from selfinstruct.judge.asking import Ask, read_answers
 from selfinstruct.judge.run import judge
-from selfinstruct.prompts import load_prompt
-from selfinstruct.records import Completion, Request, Usage
 from selfinstruct.teacher.ledger import Entry, Ledger
-from sft.data.questions import read_questions
 from sft.errors import DataError, InputError, RecipeError, ResumeError, TeacherError
-from tests.browser import BAIT, CHROMIUM, measured
-
-QUESTIONS = [
-    {"question_id": 1, "text": "How are you?", "category": "generic"},
-    {"question_id": 2, "turns": ["2+3?", "Times two?"], "category": "math", "reference": ["5", "10"]},
-    {"question_id": 3, "text": "Write.", "category": "writing", "reference": "anything"},
-]
-TURNS = {1: 1, 2: 2, 3: 1}
-MODELS = ("good", "bad", "ugly")
-
-
-def files(folder: Path, models: tuple[str, ...] = MODELS) -> list[str]:
-    """Questions and an answer file for each model; every answer names its model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
-    for model in models:
-        lines = []
-        for name, count in TURNS.items():
-            turns = [f"{model} on {name}.{i}" for i in range(1, count + 1)]
-            lines.append({"question_id": name, "model_id": model, "choices": [{"index": 0, "turns": turns}]})
-        (folder / f"{model}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return [str(folder / f"{model}.jsonl") for model in models]
-
-
-def a_recipe(folder: Path, models: tuple[str, ...] = MODELS, out: str = "run", **section: Any) -> JudgeRecipe:
-    value = {
-        "questions": str(folder / "questions.jsonl"),
-        "answers": files(folder, models),
-        "teacher": {"model": "grader", "replay": [str(folder / "ledger.jsonl")]},
-        "judge": section,
-        "output": {"dir": str(folder / out), "charts": False},
-    }
-    path = folder / "judge.yaml"
-    path.write_text(yaml.safe_dump(value), encoding="utf-8")
-    return load_judge_recipe(path)[0]
-
-
-def wanted(recipe: JudgeRecipe) -> list[Ask]:
-    answers = dict(read_answers(path) for path in recipe.answers)
-    references = {} if recipe.judge.references is None else read_answers(recipe.judge.references)[1]
-    prompts = {"pair": load_prompt(recipe.judge.pair_prompt), "single": load_prompt(recipe.judge.single_prompt)}
-    return list(asks(recipe, read_questions(recipe.questions), answers, references, prompts))
-
-
-def record(recipe: JudgeRecipe, says: Callable[[Ask, int], str]) -> list[Request]:
-    """A ledger of what a judge says to every request of a recipe, at each attempt."""
-    path = Path(recipe.teacher.replay[0])
-    path.unlink(missing_ok=True)
-    entries = [
-        Entry(
-            request,
-            Completion(request_id=request.id, text=says(ask, n), finish_reason="stop", usage=Usage(100, 10), cost=0.001),
-        )
-        for i, ask in enumerate(wanted(recipe))
-        for n in range(recipe.judge.retries + 1)
-        for request in [ask.request(recipe, i, n)]
-    ]
-    with Ledger.open(path) as ledger:
-        ledger.put_many(entries)
-    return [entry.request for entry in entries]
-
-
-def run(recipe: JudgeRecipe) -> tuple[str, list[dict[str, Any]]]:
-    screen = io.StringIO()
-    judge(recipe, Console(file=screen, width=200))
-    lines = (Path(recipe.output.dir) / "judgments.jsonl").read_text(encoding="utf-8").splitlines()
-    return screen.getvalue(), [json.loads(line) for line in lines]
-
-
-def fair(ask: Ask, attempt: int) -> str:
-    """Good beats ugly beats bad."""
-    rank = ("bad", "ugly", "good")
-    left, right = (rank.index(model) for model in ask.models)
-    return f"At first [[{'AB'[left > right]}]] ... no. [[{'BA'[left > right]}]]"
+from tests.selfinstruct.recorded_judge import MODELS, a_recipe, fair, files, record, run, wanted
 
 
 def test_both_orders_of_every_pair_and_turn(tmp_path: Path) -> None:
@@ -168,71 +87,6 @@ def test_references_are_shown_where_they_help(tmp_path: Path) -> None:
     )
     other = a_recipe(tmp_path, ("good", "bad"), references=str(given))
     assert "\nten\n" in next(ask for ask in wanted(other) if ask.turn == 2).text()
-
-
-def test_the_page_shows_every_judgment_and_runs_nothing(tmp_path: Path) -> None:
-    recipe = a_recipe(tmp_path, ("good", "bad"))
-    evil = tmp_path / "bad.jsonl"
-    evil.write_text(
-        evil.read_text(encoding="utf-8").replace("bad on 1.1", "<script>alert(1)</script> & {{ 7 * 7 }}"), encoding="utf-8"
-    )
-    record(
-        recipe,
-        lambda ask, attempt: (
-            "[[A]]" if ask.question.id == 3 else fair(ask, attempt) + " <b>sure</b> [[" + fair(ask, 0)[-3] + "]]"
-        ),
-    )
-    screen, found = run(recipe)
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert f"report: {tmp_path / 'run' / 'report.html'}" in screen
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; {{ 7 * 7 }}" in page
-    assert "&lt;b&gt;sure&lt;/b&gt;" in page
-    assert "default-src &#39;none&#39;" not in page
-    assert "default-src 'none'" in page
-    assert [outcome(line) for line in found] == ["win", "win", "win", "torn"]
-    assert page.count('class="game win"') == 3
-    assert page.count('class="game torn"') == 1
-    assert "bad against good: 16.7%" in page
-    for text in ("How are you?", "Times two?", "good on 2.2", "bad on 3.1", "generic", "math"):
-        assert text in page
-
-
-MEASURE = """<script>addEventListener("load", () => {
-  const root = document.documentElement, shown = () => [...document.querySelectorAll(".game")].filter(e => e.offsetHeight > 0).length;
-  const found = {width: root.scrollWidth, client: root.clientWidth, all: shown()};
-  for (const name of ["win", "loss", "tie", "torn", "unread"]) { document.getElementById("only-" + name).click(); found[name] = shown(); }
-  found.charts = Math.min(...[...document.querySelectorAll("figure svg")].map(e => e.getBoundingClientRect().width));
-  found.span = Math.round(document.querySelector(".span i").getBoundingClientRect().width);
-  parent.postMessage([window.name, document.title, found], "*"); })</script>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the page of a judgment in a browser; install chromium")
-def test_a_browser_filters_it_and_obeys_nothing(tmp_path: Path) -> None:
-    recipe = a_recipe(tmp_path, retries=0)
-    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"charts": True})})
-    evil = tmp_path / "bad.jsonl"
-    evil.write_text(
-        evil.read_text(encoding="utf-8").replace("bad on 1.1", BAIT.replace('"', "'") + "W" * 3000), encoding="utf-8"
-    )
-    says = {1: None, 2: "[[A]]", 3: "nothing"}
-    record(recipe, lambda ask, attempt: says[int(ask.question.id)] or fair(ask, 0))
-    run(recipe)
-    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-    ours = policy.sub("", text).replace("<details>", "<details open>").replace("</html>", f"{MEASURE}</html>")
-    pages = {"wide": (ours, 1280), "narrow": (ours, 400), "shut": (text.replace("</html>", f"{BAIT}</html>"), 400)}
-    pages["control"] = (f"<!doctype html><title>x</title>{BAIT}", 400)
-    seen = measured(pages, tmp_path)
-    assert set(seen) == {"wide", "narrow", "control"}  # of the shut page no script ran, of the control one did
-    for name, width in (("wide", 1280), ("narrow", 400)):
-        title, found = seen[name]
-        assert title == "Judgment: good, bad, ugly"
-        assert found is not None
-        assert found["width"] <= found["client"] == width
-        assert [found[key] for key in ("all", "win", "loss", "tie", "torn", "unread")] == [12, 2, 1, 0, 6, 3]
-        assert found["span"] > 20
-        assert found["charts"] > 300  # of points: what is drawn at 9 stays readable on a phone
 
 
 def test_ratings(tmp_path: Path) -> None:
@@ -423,29 +277,3 @@ def test_references_are_counted_and_those_of_other_questions_refused(tmp_path: P
     other.write_text(json.dumps({"question_id": 99, "model_id": "key", "text": "x"}) + "\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"judge\.references: .*key\.jsonl has no answer to any of these questions"):
         judge(a_recipe(tmp_path, ("good", "bad"), references=str(other)), Console(file=io.StringIO()))
-
-
-def test_charts_stand_in_the_page_and_beside_it(tmp_path: Path) -> None:
-    recipe = a_recipe(tmp_path)
-    drawn = recipe.model_copy(update={"output": recipe.output.model_copy(update={"charts": True})})
-    record(drawn, fair)
-    run(drawn)
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    names = ["bars_win_rate.png", "radar_win_rate.png"]
-    assert sorted(path.name for path in (tmp_path / "run" / "charts").iterdir()) == names
-    assert page.count("<svg") == page.count('<figure role="img" aria-label="') == 2
-    assert 'aria-label="Bars. Win rate by category. good: generic 100%' in page
-    assert not re.search(r'(src|href)="(?!#)', page)  # nothing is loaded
-    found = json.loads((tmp_path / "run" / "standings.json").read_text(encoding="utf-8"))
-    assert {(row["category"], row["questions"]) for row in found["categories"]} == {("generic", 1), ("math", 1), ("writing", 1)}
-    assert [(row["ours"], row["theirs"], row["turn"], row["wins"]) for row in found["turns"]][-2:] == [
-        ("good", "ugly", 1, 3),
-        ("good", "ugly", 2, 1),
-    ]
-    assert found["pairs"][0]["length_controlled"] is None  # "good" is one character longer than "bad" everywhere
-    lines = [json.loads(line) for line in (tmp_path / "run" / "judgments.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {(one["model_1"], one["length_1"], one["model_2"], one["length_2"]) for one in lines[:3]} == {
-        ("good", 11, "bad", 10),
-        ("good", 11, "ugly", 11),
-        ("bad", 10, "ugly", 11),
-    }

@@ -15,7 +15,7 @@ import pytest
 from sft.data.conversation import Turn
 from sft.data.formats import detect_format
 from sft.data.jsonl import read_rows
-from sft.files import append_line
+from sft.files import append_lines
 from sft.recipe import Source
 from sft.web.records import WINNERS, Battle, Keeper, language_of, row_of
 from sft.web.servers import Piece
@@ -177,23 +177,23 @@ def test_the_language_of_a_vote() -> None:
 def test_many_writers_leave_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: append_line(path, {"n": number, "text": "é" * 5000}), range(64)))
+        list(pool.map(lambda number: append_lines(path, [{"n": number, "text": "é" * 5000}]), range(64)))
     assert sorted(row["n"] for row in lines(path)) == list(range(64))  # type: ignore[type-var]
 
 
 def test_a_line_that_was_torn_keeps_to_itself(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     path.write_bytes(b'{"n": 1}\n{"n": ')
-    append_line(path, {"n": 3, "half": "\ud800"})
+    append_lines(path, [{"n": 3, "half": "\ud800"}])
     assert path.read_bytes() == b'{"n": 1}\n{"n": \n{"n": 3, "half": "\\ud800"}\n'
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "votes.jsonl"
-    append_line(path, {"n": 1})
+    append_lines(path, [{"n": 1}])
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:4]))
     with pytest.raises(OSError, match="No space left") as failed:
-        append_line(path, {"n": 2})
+        append_lines(path, [{"n": 2}])
     assert failed.value.errno == errno.ENOSPC
     assert path.read_bytes() == b'{"n": 1}\n'

@@ -11,20 +11,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-_RESAMPLES = 9_999
-_SEED = 0
+from sft.intervals import NORMAL, Floats, Interval, bootstrap, exact_share, ratio
+
 _MOST_RESAMPLED = 2_000
-_NORMAL = 1.959964
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +83,7 @@ def estimate(sums: Floats, counts: Floats, *, share: bool = False) -> Estimate:
     total = int(counts.sum())
     value = float(sums.sum() / counts.sum())
     if share and value in (0.0, 1.0):
-        least = 0.025 ** (1 / units)
-        low, high = (least, 1.0) if value else (0.0, 1 - least)
+        low, high = exact_share(value, units)
     elif units < 2:
         return Estimate(value, units=units, counted=total)
     elif np.ptp(sums / counts) == 0:
@@ -97,41 +91,15 @@ def estimate(sums: Floats, counts: Floats, *, share: bool = False) -> Estimate:
     elif units > _MOST_RESAMPLED:
         low, high = _linearised(sums, counts, value)
     else:
-        low, high = _resampled(sums, counts)
+        low, high = bootstrap((sums, counts), ratio)
     return Estimate(value, low, high, units, total)
 
 
-def _linearised(sums: Floats, counts: Floats, value: float) -> tuple[float, float]:
+def _linearised(sums: Floats, counts: Floats, value: float) -> Interval:
     units = len(sums)
     residual = sums - value * counts
-    half = _NORMAL * math.sqrt(units / (units - 1) * float(np.square(residual).sum())) / float(counts.sum())
+    half = NORMAL * math.sqrt(units / (units - 1) * float(np.square(residual).sum())) / float(counts.sum())
     return value - half, value + half
-
-
-def _resampled(sums: Floats, counts: Floats) -> tuple[float, float]:
-    from scipy import stats
-
-    def ratio(above: Floats, below: Floats, axis: int = -1) -> Floats:
-        found: Floats = above.sum(axis=axis) / below.sum(axis=axis)
-        return found
-
-    with warnings.catch_warnings():
-        # BCa has no answer where one unit carries all of the spread; scipy says so by nan, and percentiles are taken then
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        for method in ("BCa", "percentile"):
-            found = stats.bootstrap(
-                (sums, counts),
-                ratio,
-                paired=True,
-                vectorized=True,
-                n_resamples=_RESAMPLES,
-                method=method,
-                rng=np.random.default_rng(_SEED),
-                batch=500,
-            ).confidence_interval
-            if not math.isnan(found.low) and not math.isnan(found.high):
-                break
-    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,16 +12,15 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sft.data.questions import Question, read_questions
+from sft.engine.manifest import versions
 from sft.errors import InputError
 from sft.files import write_json
 from sft.recipe import Recipe
@@ -179,18 +178,8 @@ def _head(request: Request) -> dict[str, Any]:
         "questions": asked,
         "tasks": request.tasks.to_json() if request.tasks is not None else None,
         "sets": [],
-        "versions": _versions(),
+        "versions": versions("lm_eval"),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("vicugna", "torch", "transformers", "peft", "tokenizers", "lm_eval"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _finish(

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from sft.errors import InputError, VerificationError
+from sft.intervals import NORMAL
 from sft.run.checks.estimates import Estimate, Measured, Quantity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CPU_BATCH = 8
-_NORMAL = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +175,4 @@ def _by_question(
 def _with_error(value: float, error: Any) -> Estimate:
     if not isinstance(error, int | float) or math.isnan(error):
         return Estimate(value)
-    return Estimate(value, value - _NORMAL * error, value + _NORMAL * error)
+    return Estimate(value, value - NORMAL * error, value + NORMAL * error)
